@@ -89,8 +89,8 @@ export interface TxnResult {
 export interface WatchRequest {
   /** Every key that begins with it; '' is every key. */
   readonly prefix: string;
-  /** The first revision of interest, past or future. Default: the one after the newest. */
-  readonly fromRevision?: number;
+  /** The first revision of interest, past or future: that of what was read, plus 1. At least 1. */
+  readonly fromRevision: number;
   /** Ends the iteration, without an error. */
   readonly signal?: AbortSignal;
 }
@@ -144,7 +144,7 @@ export interface Store {
    * What changes, in order: all of one revision in one batch, each revision once, without a gap between history
    * and now. Memory is bounded however slow the reader is. Ends when the signal is aborted or the store closes;
    * throws CompactedError, at any time, when the next revision for this reader is no longer in the history.
-   * The revision to start from is fixed when watch() is called, not when the iteration begins.
+   * Nothing happens, and no error is thrown, before the iteration begins.
    */
   watch(request: WatchRequest): AsyncIterable<WatchBatch>;
 
