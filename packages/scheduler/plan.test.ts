@@ -126,12 +126,14 @@ test('equal nodes get equal work, within one allocation', () => {
 });
 
 test('the emptier node is filled first, by the resource that is scarcest', () => {
-  const cpu = makeNode('cpu', { used: { cpuMilli: 6_000, memoryMiB: 0, diskMiB: 0, sandboxes: 0 } });
-  const memory = makeNode('memory', {
-    used: { cpuMilli: 3_000, memoryMiB: 8_192, diskMiB: 0, sandboxes: 8 },
-  });
-  const { placements } = plan({ nodes: [cpu, memory] }, [makeWork('1')], NOW_MS);
-  assert.equal(placements[0]?.nodeId, memory.id);
+  const nodes = (cpuMilli: number, memoryMiB: number): SnapshotNode[] => [
+    makeNode('cpu', { used: { cpuMilli, memoryMiB: 0, diskMiB: 0, sandboxes: 4 } }),
+    makeNode('memory', { used: { cpuMilli: 0, memoryMiB, diskMiB: 0, sandboxes: 4 } }),
+  ];
+  const chosen = (cpuMilli: number, memoryMiB: number): string | undefined =>
+    plan({ nodes: nodes(cpuMilli, memoryMiB) }, [makeWork('1')], NOW_MS).placements[0]?.nodeId;
+  assert.equal(chosen(4_000, 12_288), 'nod-cpu');
+  assert.equal(chosen(6_000, 4_096), 'nod-memory');
 });
 
 test("a job's instances go to different nodes before they go to the emptiest", () => {

@@ -64,22 +64,31 @@ export function plan(snapshot: Snapshot, pending: readonly PendingAllocation[], 
 function chooseBest(candidates: readonly Candidate[], work: PendingAllocation): Candidate | undefined {
   const workHash = hashText(work.allocationId);
   let best: Candidate | undefined;
+  // Two rows of numbers that change places, because this is done for every node and every allocation.
+  let scores = new Float64Array(SCORES.length + 1);
+  let bestScores = new Float64Array(SCORES.length + 1);
   for (const candidate of candidates) {
     if (!PREDICATES.every(({ allows }) => allows(candidate, work))) continue;
-    if (!best || isBetter(candidate, best, work, workHash)) best = candidate;
+    SCORES.forEach(({ of }, n) => {
+      scores[n] = of(candidate, work);
+    });
+    // Equal nodes: an order of its own for every allocation, so that schedulers who plan at once do not all run to
+    // the same node and undo one another.
+    scores[SCORES.length] = mixHashes(workHash, candidate.idHash);
+    if (best && !isBetter(scores, bestScores, candidate.node.id < best.node.id)) continue;
+    best = candidate;
+    [scores, bestScores] = [bestScores, scores];
   }
   return best;
 }
 
-function isBetter(one: Candidate, other: Candidate, work: PendingAllocation, workHash: number): boolean {
-  for (const score of SCORES) {
-    const difference = score.of(one, work) - score.of(other, work);
+/** The first score that differs decides. */
+function isBetter(scores: Float64Array, others: Float64Array, whenEqual: boolean): boolean {
+  for (let n = 0; n < scores.length; n++) {
+    const difference = (scores[n] ?? 0) - (others[n] ?? 0);
     if (difference !== 0) return difference > 0;
   }
-  // Equal nodes: an order of its own for every allocation, so that schedulers who plan at once do not all run to
-  // the same node and undo one another. The ids decide when even the hashes are equal.
-  const tie = mixHashes(workHash, one.idHash) - mixHashes(workHash, other.idHash);
-  return tie === 0 ? one.node.id < other.node.id : tie > 0;
+  return whenEqual;
 }
 
 function explain(candidates: readonly Candidate[], work: PendingAllocation): Unplaced {

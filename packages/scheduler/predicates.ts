@@ -31,10 +31,7 @@ export const PREDICATES: readonly Predicate[] = [
   },
   {
     name: 'labels',
-    allows: ({ node }, { nodeLabels }) =>
-      Object.entries(nodeLabels).every(
-        ([name, value]) => Object.hasOwn(node.labels, name) && node.labels[name] === value,
-      ),
+    allows: ({ node }, { nodeLabels }) => hasLabels(node.labels, nodeLabels),
     reason: ({ nodeLabels }, one) => `${one ? 'lacks' : 'lack'} the labels ${describeLabels(nodeLabels)}`,
   },
   {
@@ -62,6 +59,17 @@ export const PREDICATES: readonly Predicate[] = [
 
 function fits({ node, used }: Candidate, { resources }: PendingAllocation, what: keyof Charge): boolean {
   return used[what] + chargeOf(resources, node.capacity)[what] <= node.capacity[what];
+}
+
+/** Asked of every node for every allocation: no list is made of the labels. */
+function hasLabels(
+  labels: Readonly<Record<string, string>>,
+  wanted: Readonly<Record<string, string>>,
+): boolean {
+  for (const name in wanted) {
+    if (!Object.hasOwn(labels, name) || labels[name] !== wanted[name]) return false;
+  }
+  return true;
 }
 
 function describeLabels(labels: Readonly<Record<string, string>>): string {

@@ -1,7 +1,7 @@
 // The law of the store: whatever is done to it, it answers as a map would that counts its changes.
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
-import type { Check } from './conformance.ts';
+import type { Check } from './harness.ts';
 import type { KeyValue, Op, Store, TxnRequest, WatchBatch, WatchEvent } from './store.ts';
 
 const KEYS = ['a', 'a/1', 'a/2', 'b/1', 'b/2'];

@@ -8,8 +8,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
-import { collect } from './conformance.ts';
 import { openEmbeddedStore } from './embedded.ts';
+import { collect } from './harness.ts';
 import type { KeyValue, Store } from './store.ts';
 
 const ROUNDS = 8;

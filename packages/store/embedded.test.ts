@@ -5,8 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { ManualClock } from '@cloister/kit/clock.ts';
-import { collect, put, storeConformance } from './conformance.ts';
+import { storeConformance } from './conformance.ts';
 import { openEmbeddedStore } from './embedded.ts';
+import { collect, put } from './harness.ts';
 import { CompactedError, type Op } from './store.ts';
 
 storeConformance('embedded', async () => {
