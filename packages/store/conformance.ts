@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { testAgainstModel } from './conformanceModel.ts';
 import { testWatches } from './conformanceWatch.ts';
-import { type Body, type Check, hasCode, put, type StoreUnderTest } from './harness.ts';
+import { type Body, type Check, collect, hasCode, put, type StoreUnderTest } from './harness.ts';
 import { type Op, STORE_BOUNDS, type Store } from './store.ts';
 
 /** Registers the suite. `openStore` gives a store without keys; its revision may be any. */
