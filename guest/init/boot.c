@@ -25,8 +25,10 @@
 enum { DEVICE_TRIES = 1000, MOMENT_NS = 1000000, VIRTIO_NET = 1, VIRTIO_BLOCK = 2, VIRTIO_CONSOLE = 3, VIRTIO_RNG = 4 };
 
 _Noreturn void boot_give_up(const char *why) {
+	char line[256];
+	int length = snprintf(line, sizeof line, "<2>init: %s: %s\n", why, strerror(errno));
 	int log = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
-	if (log >= 0) dprintf(log, "<2>init: %s: %s\n", why, strerror(errno));
+	if (log >= 0 && write(log, line, (size_t)length) < 0) close(log); // nowhere else to say it
 	reboot(RB_AUTOBOOT);
 	_exit(1);
 }
@@ -50,6 +52,7 @@ static bool load(const char *module) {
 	int file = open(path, O_RDONLY | O_CLOEXEC);
 	if (file < 0) return false;
 	bool done = syscall(SYS_finit_module, file, "", 0) == 0 || errno == EEXIST;
+	TRACE(module);
 	close(file);
 	return done;
 }

@@ -183,10 +183,13 @@ void container_executed(struct process *process) {
 	if (process->tty && process->outputs[0].fd < 0) container_console(process);
 	close(process->executed_fd);
 	process->executed_fd = -1;
-	process->pid = runtime_outcome(process, told, sizeof told);
-	if (process->pid <= 0 || told[0]) return fail_as_told(process, told);
-	if (process->tty && process->outputs[0].fd < 0) process->outputs[0].ended = process->outputs[1].ended = true;
-	process_started(process);
+	pid_t pid = runtime_outcome(process, told, sizeof told);
+	if (process->state == STARTING) {
+		if (pid <= 0 || told[0]) return fail_as_told(process, told);
+		if (process->tty && process->outputs[0].fd < 0) process->outputs[0].ended = process->outputs[1].ended = true;
+		process_started(process);
+	}
+	process_found(process, pid);
 	for (unsigned i = 0; i < REAPED; i++) {
 		if (reaped[i].pid != process->pid) continue;
 		reaped[i].pid = 0;

@@ -2,6 +2,7 @@
 // One thread, one loop, nothing in it waits for anything but events.
 #define _GNU_SOURCE
 #include <signal.h>
+#include <stdbool.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "channel.h"
 #include "container.h"
 #include "process.h"
+#include "runtime.h"
 #include "trace.h"
 
 enum { MAX_EVENTS = 64 };
@@ -50,6 +52,8 @@ int main(void) {
 	int root = boot_root(&why);
 	int port = boot_port(), children = watch_children();
 	TRACE("port");
+	if (!runtime_open()) boot_give_up("runtime");
+	TRACE("runtime");
 	container_open(root, why);
 	if (port < 0 || children < 0) boot_give_up("channel");
 	channel_open(port);

@@ -133,9 +133,13 @@ void process_attach(struct process *process, int input, int output, int error) {
 void process_started(struct process *process) {
 	process->state = RUNNING;
 	process->started_due = true;
+	input_write(process);
+}
+
+void process_found(struct process *process, pid_t pid) {
+	process->pid = pid;
 	if (process->forgotten) process->wanted_signal = SIGKILL;
 	if (process->wanted_signal) process_signal(process, process->wanted_signal);
-	input_write(process);
 }
 
 void process_exited(struct process *process, int status, uint64_t oom_kills) {
@@ -172,8 +176,12 @@ void output_read(struct process *process, int which) {
 	if (output->fd < 0 || used == 0) return rewatch_output(process, which);
 	ssize_t count = readv(output->fd, space, used);
 	output->idle = count < 0 && (errno == EAGAIN || errno == EINTR);
-	if (count > 0) ring_commit(&output->ring, (size_t)count);
-	else if (!output->idle) return end_output(process, which); // the end of a pipe, or EIO of a terminal
+	if (count <= 0 && !output->idle) return end_output(process, which); // the end of a pipe, or EIO of a terminal
+	if (count > 0) {
+		ring_commit(&output->ring, (size_t)count);
+		// The runtime writes nothing here: if the program speaks, it runs, whether or not the runtime has ended.
+		if (process->state == STARTING && which == 0) process_started(process);
+	}
 	rewatch_output(process, which);
 }
 

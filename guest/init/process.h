@@ -76,8 +76,9 @@ void process_free(struct process *process);
 void process_fail(struct process *process, uint8_t code, const char *text);
 // Hands over the descriptors of its streams (-1 for none) and watches them.
 void process_attach(struct process *process, int input, int output, int error);
-// It has been executed.
+// It has been executed; its pid may not be known yet.
 void process_started(struct process *process);
+void process_found(struct process *process, pid_t pid);
 void process_exited(struct process *process, int status, uint64_t oom_kills);
 void process_signal(struct process *process, uint32_t number);
 void process_resize(struct process *process, uint16_t rows, uint16_t columns);

@@ -6,6 +6,9 @@
 
 struct process;
 
+// Copies the runtime to sealed memory. It protects itself from what it runs by doing that, and starting anew from
+// there, at each start (twice, on this kernel), unless it is there already.
+bool runtime_open(void);
 // Where a file of a process is, in 64 bytes. "config" is where the runtime looks for it.
 void runtime_path(const char *what, unsigned id, char path[64]);
 // Runs it in the workload's cgroup, with the process's streams attached.

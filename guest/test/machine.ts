@@ -22,7 +22,7 @@ function tscKhz(): number {
 export function kernelCommandLine(extra = ''): string {
   const khz = tscKhz();
   return `console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz=${khz} lpj=${2 * khz} tsc=reliable no_timer_check ` +
-    'mitigations=off init_on_alloc=0 nokaslr random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 audit=0 lsm= ' +
+    'mitigations=off init_on_alloc=0 nokaslr random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 audit=0 lsm= noreplace-smp ' +
     `8250.nr_uarts=1 initcall_blacklist=init_kprobe_trace ${extra}`;
 }
 
