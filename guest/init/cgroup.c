@@ -36,13 +36,23 @@ static void enable_controllers(void) {
 	}
 }
 
+// Without swap, a machine that runs out of memory can spend its time reading its programs again and again, and never
+// come to an end. The multi-generational LRU ends it: when what was in use a moment ago does not fit, somebody is killed,
+// and that is never init (boot.c).
+static void end_thrashing(void) {
+	put(AT_FDCWD, "/sys/kernel/mm/lru_gen/enabled", "y");
+	put(AT_FDCWD, "/sys/kernel/mm/lru_gen/min_ttl_ms", "1000");
+}
+
 bool cgroup_open(void) {
 	if (mount("cgroup2", ROOT, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "nsdelegate") < 0) return false;
 	if (mkdir(ROOT "/init", 0755) < 0 || !put(AT_FDCWD, ROOT "/init/cgroup.procs", "0")) return false;
 	enable_controllers();
 	if (mkdir(ROOT "/workload", 0755) < 0) return false;
 	workload = open(ROOT "/workload", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return workload >= 0;
+	if (workload < 0) return false;
+	end_thrashing();
+	return true;
 }
 
 int cgroup_workload(void) {

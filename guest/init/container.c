@@ -132,9 +132,18 @@ static int prepare(struct json object, const char *document_name, const char *fi
 	return 0;
 }
 
+// What ended long ago must not be taken for a new process with the same pid.
+static void forget_reaped(void) {
+	for (int i = 0; i <= MAX_PROCESSES; i++) {
+		if (processes[i].executed_fd > 0 && processes[i].used) return; // somebody's pid is still to be known
+	}
+	memset(reaped, 0, sizeof reaped);
+}
+
 static void launch(struct process *process, const char *text, size_t length, bool exec) {
 	static struct request request;
 	char why[MAX_TEXT], file[64];
+	forget_reaped();
 	runtime_path(exec ? "process" : "config", process->id, file);
 	int code = prepare((struct json){ text, length }, exec ? "process" : "config", file, &request, why, sizeof why);
 	if (code) return process_fail(process, (uint8_t)code, why);

@@ -3,12 +3,21 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createConnection, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { encodeFrame, encodeResume, type GuestMessage, GuestParser, HOST_FRAME, NONCE_BYTES, u64 } from '../../packages/sandbox/frames.ts';
+import {
+  encodeFrame,
+  encodeResume,
+  type GuestMessage,
+  GuestParser,
+  HOST_FRAME,
+  NONCE_BYTES,
+  u64,
+} from '../../packages/sandbox/frames.ts';
+import { type Command, processObject, request, startRequest } from './request.ts';
 
 const built = process.env['GUEST_BUILD'] ?? join(import.meta.dirname, '../../build/guest');
 const WINDOW_BYTES = 262_144;
@@ -21,84 +30,11 @@ function tscKhz(): number {
 
 export function kernelCommandLine(extra = ''): string {
   const khz = tscKhz();
-  return `console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz=${khz} lpj=${2 * khz} tsc=reliable no_timer_check ` +
+  return (
+    `console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz=${khz} lpj=${2 * khz} tsc=reliable no_timer_check ` +
     'mitigations=off init_on_alloc=0 nokaslr random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 audit=0 lsm= noreplace-smp ' +
-    `8250.nr_uarts=1 initcall_blacklist=init_kprobe_trace ${extra}`;
-}
-
-/** A folder tree made into a block image: file contents by path; "-> target" makes a symbolic link. */
-export function makeImage(path: string, type: 'erofs' | 'squashfs', files: Readonly<Record<string, { text: string; mode?: number }>>): void {
-  const folder = mkdtempSync(join(tmpdir(), 'guest-image-'));
-  try {
-    for (const name of ['bin', 'etc', 'proc', 'sys', 'dev', 'tmp', 'run', 'home']) mkdirSync(join(folder, name));
-    execFileSync('cp', ['/bin/busybox', join(folder, 'bin/busybox')]);
-    for (const name of execFileSync('/bin/busybox', ['--list'], { encoding: 'utf8' }).trim().split('\n')) {
-      if (!existsSync(join(folder, 'bin', name))) symlinkSync('busybox', join(folder, 'bin', name));
-    }
-    for (const [name, { text, mode }] of Object.entries(files)) {
-      mkdirSync(dirname(join(folder, name)), { recursive: true });
-      if (text.startsWith('-> ')) symlinkSync(text.slice(3), join(folder, name));
-      else writeFileSync(join(folder, name), text, { mode: mode ?? 0o644 });
-    }
-    if (type === 'erofs') execFileSync('mkfs.erofs', ['--all-root', path, folder], { stdio: 'ignore' });
-    else execFileSync('mksquashfs', [folder, path, '-quiet', '-no-progress', '-all-root', '-comp', 'lz4'], { stdio: 'ignore' });
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
-
-export interface Command {
-  readonly args: readonly string[];
-  readonly env?: readonly string[];
-  readonly user?: string;
-  readonly workingDir?: string;
-  readonly tty?: boolean;
-  readonly stdin?: boolean;
-  readonly volumes?: readonly string[];
-  readonly rows?: number;
-  readonly columns?: number;
-}
-
-const CAPABILITIES = ['CAP_CHOWN', 'CAP_DAC_OVERRIDE', 'CAP_FOWNER', 'CAP_SETGID', 'CAP_SETUID', 'CAP_KILL', 'CAP_SYS_CHROOT'];
-
-function processObject(command: Command): object {
-  return {
-    terminal: command.tty ?? false,
-    user: '@USER@',
-    args: command.args,
-    env: ['PATH=/usr/bin:/bin', 'HOME=@HOME@', ...(command.env ?? [])],
-    cwd: command.workingDir ?? '/',
-    capabilities: { bounding: CAPABILITIES, effective: CAPABILITIES, permitted: CAPABILITIES },
-    noNewPrivileges: false,
-  };
-}
-
-function request(command: Command): Record<string, unknown> {
-  return {
-    user: command.user ?? '', volumes: command.volumes ?? [], workingDir: command.workingDir ?? '/', tty: command.tty ?? false,
-    stdin: command.stdin ?? false, rows: command.rows ?? 24, columns: command.columns ?? 80, argv0: command.args[0],
-    path: '/usr/bin:/bin', hasHome: false,
-  };
-}
-
-function startRequest(command: Command): object {
-  const mount = (destination: string, type: string, source: string, options: string[]) => ({ destination, type, source, options });
-  const config = {
-    ociVersion: '1.0.2',
-    process: processObject(command),
-    root: { path: '/run/workload/rootfs', readonly: false },
-    hostname: 'box',
-    mounts: [
-      mount('/proc', 'proc', 'proc', []),
-      mount('/dev', 'tmpfs', 'tmpfs', ['nosuid', 'mode=755', 'size=65536k']),
-      mount('/dev/pts', 'devpts', 'devpts', ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5']),
-      mount('/dev/shm', 'tmpfs', 'shm', ['nosuid', 'noexec', 'nodev', 'mode=1777', 'size=65536k']),
-      mount('/sys', 'sysfs', 'sysfs', ['nosuid', 'noexec', 'nodev', 'ro']),
-      mount('/sys/fs/cgroup', 'cgroup', 'cgroup', ['nosuid', 'noexec', 'nodev', 'ro']),
-    ],
-    linux: { cgroupsPath: '/workload', namespaces: ['pid', 'ipc', 'uts', 'mount', 'cgroup'].map((type) => ({ type })) },
-  };
-  return { config: JSON.stringify(config), ...request(command) };
+    `8250.nr_uarts=1 initcall_blacklist=init_kprobe_trace ${extra}`
+  );
 }
 
 /** What the host knows of one process. */
@@ -113,7 +49,7 @@ class Known {
   exit: { exitCode: number; signal: number | undefined; oomKilled: boolean } | undefined;
   failed: { code: number; text: string } | undefined;
   text(fd: 1 | 2 = 1): string {
-    return Buffer.concat(this.chunks[fd - 1]!).toString();
+    return Buffer.concat(this.chunks[fd === 1 ? 0 : 1]).toString();
   }
 }
 
@@ -133,18 +69,26 @@ export class Machine {
   constructor(image: string, options: { memoryMiB?: number; commandLine?: string } = {}) {
     this.folder = mkdtempSync(join(tmpdir(), 'guest-machine-'));
     execFileSync('truncate', ['-s', '256M', join(this.folder, 'scratch')]);
-    execFileSync('mkfs.ext4', ['-q', '-F', '-O', '^has_journal', '-E', 'lazy_itable_init=1', join(this.folder, 'scratch')]);
+    const layout = '-q -F -O ^has_journal -E lazy_itable_init=1'.split(' ');
+    execFileSync('mkfs.ext4', [...layout, join(this.folder, 'scratch')]);
     this.startedAtMs = performance.now();
-    this.#qemu = spawn('qemu-system-x86_64', [
-      '-accel', 'tcg', '-M', 'microvm,isa-serial=on,pit=off,pic=off,rtc=on', '-bios', 'qboot.rom', '-m', String(options.memoryMiB ?? 256),
-      '-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none', '-serial', `file:${this.folder}/console`,
-      '-global', 'virtio-mmio.force-legacy=false',
-      '-chardev', `socket,id=channel,path=${this.folder}/channel,server=on,wait=off`,
-      '-device', 'virtio-serial-device,max_ports=2', '-device', 'virtserialport,chardev=channel,name=port.0',
-      '-drive', `if=none,id=image,file=${image},format=raw,readonly=on`, '-device', 'virtio-blk-device,drive=image',
-      '-drive', `if=none,id=scratch,file=${this.folder}/scratch,format=raw,cache=unsafe`, '-device', 'virtio-blk-device,drive=scratch',
-      '-kernel', join(built, 'vmlinux'), '-initrd', join(built, 'initramfs.cpio'), '-append', kernelCommandLine(options.commandLine),
-    ], { stdio: ['ignore', 'inherit', 'inherit'] });
+    const fixed = [
+      '-accel tcg -M microvm,isa-serial=on,pit=off,pic=off,rtc=on -bios qboot.rom -global virtio-mmio.force-legacy=false',
+      '-nodefaults -no-user-config -no-reboot -display none',
+      '-device virtio-serial-device,max_ports=2 -device virtserialport,chardev=channel,name=port.0',
+      '-device virtio-blk-device,drive=image -device virtio-blk-device,drive=scratch',
+    ];
+    const args = fixed
+      .flatMap((line) => line.split(' '))
+      .concat(
+        ['-m', String(options.memoryMiB ?? 256), '-serial', `file:${this.folder}/console`],
+        ['-chardev', `socket,id=channel,path=${this.folder}/channel,server=on,wait=off`],
+        ['-drive', `if=none,id=image,file=${image},format=raw,readonly=on`],
+        ['-drive', `if=none,id=scratch,file=${this.folder}/scratch,format=raw,cache=unsafe`],
+        ['-kernel', join(built, 'vmlinux'), '-initrd', join(built, 'initramfs.cpio')],
+        ['-append', kernelCommandLine(options.commandLine)],
+      );
+    this.#qemu = spawn('qemu-system-x86_64', args, { stdio: ['ignore', 'inherit', 'inherit'] });
     this.#qemu.once('exit', () => {
       this.exited = true;
       this.#changed.emit('changed');
@@ -152,7 +96,7 @@ export class Machine {
   }
 
   get pid(): number {
-    return this.#qemu.pid!;
+    return this.#qemu.pid ?? 0;
   }
 
   console(): string {
@@ -160,8 +104,8 @@ export class Machine {
   }
 
   of(id = 0): Known {
-    let known = this.processes.get(id);
-    if (!known) this.processes.set(id, (known = new Known()));
+    const known = this.processes.get(id) ?? new Known();
+    this.processes.set(id, known);
     return known;
   }
 
@@ -189,7 +133,7 @@ export class Machine {
     const nonce = randomBytes(NONCE_BYTES);
     const parser = new GuestParser(nonce);
     this.hello = undefined;
-    socket.on('data', (chunk) => {
+    socket.on('data', (chunk: Buffer) => {
       if (socket !== this.#socket) return;
       try {
         for (const message of parser.push(chunk)) this.#receive(message);
@@ -200,8 +144,11 @@ export class Machine {
     });
     socket.on('error', () => {});
     const entries = [...this.processes].map(([process, known]) => ({
-      process, stdoutAck: known.offsets[0], stdoutLimit: known.offsets[0] + WINDOW_BYTES,
-      stderrAck: known.offsets[1], stderrLimit: known.offsets[1] + WINDOW_BYTES,
+      process,
+      stdoutAck: known.offsets[0],
+      stdoutLimit: known.offsets[0] + WINDOW_BYTES,
+      stderrAck: known.offsets[1],
+      stderrLimit: known.offsets[1] + WINDOW_BYTES,
     }));
     socket.write(encodeResume(nonce, entries));
     await this.until(() => this.hello !== undefined, 'HELLO');
@@ -229,7 +176,8 @@ export class Machine {
       case 'data': {
         const known = this.of(message.process);
         const which = message.fd === 1 ? 0 : 1;
-        if (message.offset !== known.offsets[which]) throw new Error(`a gap: ${message.offset} after ${known.offsets[which]}`);
+        if (message.offset !== known.offsets[which])
+          throw new Error(`a gap: ${message.offset} after ${known.offsets[which]}`);
         known.chunks[which].push(Buffer.from(message.bytes));
         known.offsets[which] += message.bytes.length;
         if (this.acknowledges) this.acknowledge(message.process, message.fd);
@@ -237,7 +185,8 @@ export class Machine {
       }
       case 'eof': {
         const known = this.of(message.process);
-        if (message.offset !== known.offsets[message.fd - 1]) throw new Error('an end that is not at the end');
+        if (message.offset !== known.offsets[message.fd - 1])
+          throw new Error('an end that is not at the end');
         known.ends[message.fd - 1] = message.offset;
         return;
       }
@@ -265,7 +214,7 @@ export class Machine {
   }
 
   acknowledge(process: number, fd: 1 | 2): void {
-    const offset = this.of(process).offsets[fd - 1]!;
+    const offset = this.of(process).offsets[fd === 1 ? 0 : 1];
     this.send(HOST_FRAME.ack, process, u64(offset, offset + WINDOW_BYTES), fd);
   }
 
@@ -276,7 +225,11 @@ export class Machine {
 
   exec(id: number, command: Command): Known {
     this.processes.delete(id);
-    this.send(HOST_FRAME.exec, id, Buffer.from(JSON.stringify({ process: JSON.stringify(processObject(command)), ...request(command) })));
+    this.send(
+      HOST_FRAME.exec,
+      id,
+      Buffer.from(JSON.stringify({ process: JSON.stringify(processObject(command)), ...request(command) })),
+    );
     return this.of(id);
   }
 
