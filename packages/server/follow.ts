@@ -1,0 +1,177 @@
+// Keeps the state up to date from the store's watch, and lets others wait: for a revision (to read one's own
+// writes), or for something to become true of an allocation or a job.
+import type { Clock } from '@cloister/kit/clock.ts';
+import type { Logger } from '@cloister/kit/log.ts';
+import { CloisterError, describeError } from '@cloister/model/errors.ts';
+import { CompactedError, type Store } from '@cloister/store/store.ts';
+import { ClusterState, type StateChange } from './state.ts';
+
+const REVISION_TIMEOUT_MS = 10_000;
+
+export class Follower {
+  #state = new ClusterState();
+  readonly #store: Store;
+  readonly #logger: Logger;
+  readonly #clock: Clock;
+  readonly #stop = new AbortController();
+  readonly #listeners = new Set<(change: StateChange) => void>();
+  #revisionWaiters: { readonly revision: number; readonly resolve: () => void }[] = [];
+  #following: Promise<void> = Promise.resolve();
+
+  constructor(store: Store, logger: Logger, clock: Clock) {
+    this.#store = store;
+    this.#clock = clock;
+    this.#logger = logger;
+  }
+
+  /** As of now. A reload replaces it, so hold it no longer than until the next await. */
+  get state(): ClusterState {
+    return this.#state;
+  }
+
+  /** Loads everything; follows from there until closed. */
+  async start(): Promise<void> {
+    const revision = await this.#load();
+    this.#following = this.#follow(revision);
+  }
+
+  /** Called after each revision, in order, when the state has it. Returns how to stop. */
+  listen(listener: (change: StateChange) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Resolves when the state has the revision. */
+  async reach(revision: number): Promise<void> {
+    if (this.#state.revision >= revision) return;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const waiter = { revision, resolve };
+    this.#revisionWaiters.push(waiter);
+    const timer = setTimeout(() => {
+      this.#revisionWaiters = this.#revisionWaiters.filter((other) => other !== waiter);
+      reject(new CloisterError('unavailable', 'The change is stored, but this server has not seen it yet.'));
+    }, REVISION_TIMEOUT_MS);
+    try {
+      await promise;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /**
+   * Waits until `check`, asked now and after each revision that `concerns` it, gives something. Undefined when the
+   * time is over; throws the signal's reason when aborted.
+   */
+  async until<Value>(
+    check: (state: ClusterState) => Value | undefined,
+    options: { concerns: (change: StateChange) => boolean; timeoutMs: number; signal?: AbortSignal },
+  ): Promise<Value | undefined> {
+    options.signal?.throwIfAborted();
+    const now = check(this.#state);
+    if (now !== undefined) return now;
+    const { promise, resolve, reject } = Promise.withResolvers<Value | undefined>();
+    const stopListening = this.listen((change) => {
+      if (!options.concerns(change)) return;
+      const value = check(this.#state);
+      if (value !== undefined) resolve(value);
+    });
+    const timer = setTimeout(() => resolve(undefined), options.timeoutMs);
+    const abort = (): void => reject(options.signal?.reason);
+    options.signal?.addEventListener('abort', abort);
+    try {
+      return await promise;
+    } finally {
+      stopListening();
+      clearTimeout(timer);
+      options.signal?.removeEventListener('abort', abort);
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort();
+    await this.#following;
+  }
+
+  /** Reads all pages into a new state. Returns the revision to watch from. */
+  async #load(): Promise<number> {
+    const state = new ClusterState();
+    const change = state.newChange(0);
+    let firstRevision: number | undefined;
+    for (let start = ''; ; ) {
+      const page = await this.#store.range({ start, end: '~' });
+      firstRevision ??= page.revision;
+      const byRevision = [...page.items].sort((a, b) => a.modRevision - b.modRevision);
+      for (const item of byRevision) state.apply(item.key, item.value, item.modRevision, change);
+      const last = page.items.at(-1);
+      if (!page.more || !last) break;
+      start = `${last.key}!`; // the first key after it: "!" is the least character that a key may have
+    }
+    state.eventLog = new Map([...state.eventLog].sort(([, a], [, b]) => a.revision - b.revision));
+    state.revision = firstRevision;
+    this.#state = state;
+    this.#announce({ ...change, revision: firstRevision, events: [] });
+    return firstRevision;
+  }
+
+  async #follow(loaded: number): Promise<void> {
+    const signal = this.#stop.signal;
+    for (let fromRevision = loaded + 1; !signal.aborted; ) {
+      try {
+        for await (const batch of this.#store.watch({ prefix: '', fromRevision, signal })) {
+          const change = this.#state.newChange(batch.revision);
+          for (const event of batch.events) {
+            this.#state.apply(
+              event.key,
+              event.type === 'put' ? event.value : undefined,
+              event.modRevision,
+              change,
+            );
+          }
+          this.#state.revision = batch.revision;
+          fromRevision = batch.revision + 1;
+          this.#announce(change);
+        }
+        return;
+      } catch (error) {
+        if (!(error instanceof CompactedError)) {
+          this.#logger.error(
+            { error: describeError(error) },
+            'the watch of the store broke: reading everything again',
+          );
+        }
+        fromRevision = (await this.#reload(fromRevision - 1)) + 1;
+      }
+    }
+  }
+
+  /** The store may be away for a while; then the state stays as it is, and is marked by no longer moving. */
+  async #reload(revision: number): Promise<number> {
+    const signal = this.#stop.signal;
+    while (!signal.aborted) {
+      try {
+        return await this.#load();
+      } catch (error) {
+        this.#logger.error(
+          { error: describeError(error) },
+          'could not read the store: trying again in a second',
+        );
+        await this.#clock.sleep(1000, signal).catch(() => {});
+      }
+    }
+    return revision;
+  }
+
+  #announce(change: StateChange): void {
+    for (const listener of this.#listeners) {
+      try {
+        listener(change);
+      } catch (error) {
+        this.#logger.error({ error: describeError(error) }, 'a listener of the state failed');
+      }
+    }
+    if (this.#revisionWaiters.length === 0) return;
+    const due = this.#revisionWaiters.filter((waiter) => waiter.revision <= this.#state.revision);
+    this.#revisionWaiters = this.#revisionWaiters.filter((waiter) => waiter.revision > this.#state.revision);
+    for (const waiter of due) waiter.resolve();
+  }
+}

@@ -1,0 +1,162 @@
+// Jobs from end to end: API, scheduler, a test agent, and back.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { startTestCluster, type TestCluster } from './harness.ts';
+
+const limit = { timeout: 30_000 };
+
+test('a job is placed, runs, ends with its exit code, and is done', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one');
+  const { job, allocations } = await cluster.run({ name: 'hello', command: ['true'] });
+  assert.equal(job.spec.resources.memoryMiB, 256, 'defaults are filled in, also inside');
+  const id = allocations[0]!.id;
+  const running = await cluster.whenAllocation(id, ({ state }) => state === 'running');
+  assert.equal(running.nodeId, agent.identity.nodeId);
+  await agent.report(id, 'exited', { exitCode: 3, timelineJson: '{"endedAt":5}' });
+  const ended = await cluster.whenAllocation(id, ({ state }) => state === 'exited');
+  assert.equal(ended.exitCode, 3);
+  assert.equal(ended.timeline.endedAt, 5);
+  assert.ok(ended.timeline.placedAt);
+  await whenEvent(cluster, 'job.done');
+  assert.equal((await cluster.call('GET', '/v1/jobs/hello')).body.job.state, 'done');
+  assert.equal((await cluster.call('DELETE', '/v1/jobs/hello')).status, 204);
+  await agent.when((message) => message.message === 'remove' && message.remove.allocationId === id);
+  assert.equal((await cluster.call('GET', '/v1/jobs/hello')).status, 404);
+  assert.equal((await cluster.run({ name: 'hello' })).job.name, 'hello', 'the name is free again');
+});
+
+test('what has ended never comes back, and an older status changes nothing', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one', { onAssignment: () => {} });
+  const id = (await cluster.run({})).allocations[0]!.id;
+  await agent.when((message) => message.message === 'assignment');
+  await agent.report(id, 'running', { sequence: 10 });
+  await agent.report(id, 'exited', { sequence: 9, exitCode: 1 });
+  await agent.report(id, 'exited', { sequence: 11, exitCode: 0 });
+  await agent.report(id, 'running', { sequence: 12 });
+  await agent.when((message) => message.message === 'statusStored' && message.statusStored.sequence === 12);
+  const allocation = await cluster.allocation(id);
+  assert.equal(allocation.state, 'exited');
+  assert.equal(allocation.exitCode, 0);
+});
+
+test('work that no node can take waits, and says why', limit, async () => {
+  await using cluster = await startTestCluster();
+  const id = (await cluster.run({ resources: { memoryMiB: 4096 } })).allocations[0]!.id;
+  await cluster.newAgent('small', { capacity: { memoryMiB: 1024 } });
+  const pending = await until(async () => {
+    const allocation = await cluster.allocation(id);
+    return /memory/i.test(allocation.reason?.message ?? '') ? allocation : undefined;
+  });
+  assert.equal(pending.state, 'pending');
+  assert.equal(pending.reason?.code, 'unavailable');
+  await cluster.newAgent('large');
+  await cluster.whenAllocation(id, ({ state, reason }) => state === 'running' && reason === undefined);
+});
+
+test(
+  'stop, kill and forced removal reach the node; a stopped job that has no node yet ends at once',
+  limit,
+  async () => {
+    await using cluster = await startTestCluster();
+    const waiting = await cluster.run({ name: 'waiting' });
+    const stopped = await cluster.call('POST', '/v1/jobs/waiting/stop');
+    assert.equal(stopped.status, 202);
+    assert.equal(stopped.body.job.state, 'stopping');
+    await cluster.whenAllocation(waiting.allocations[0]!.id, ({ state }) => state === 'failed');
+
+    const agent = await cluster.newAgent('one');
+    const { allocations } = await cluster.run({ name: 'busy', count: 3 });
+    for (const { id } of allocations) await cluster.whenAllocation(id, ({ state }) => state === 'running');
+    assert.equal((await cluster.call('DELETE', '/v1/jobs/busy')).body.code, 'state.wrong');
+    await cluster.call('POST', '/v1/jobs/busy/stop', { graceMs: 1234 });
+    const told = await agent.when(
+      (message) => message.message === 'assignment' && message.assignment.desired === 'stop',
+    );
+    assert.ok(told.message === 'assignment' && told.assignment.stopGraceMs === 1234);
+    for (const { id } of allocations) await cluster.whenAllocation(id, ({ state }) => state === 'exited');
+
+    const second = await cluster.run({ name: 'second' });
+    await cluster.whenAllocation(second.allocations[0]!.id, ({ state }) => state === 'running');
+    assert.equal((await cluster.call('POST', '/v1/jobs/second/signal', { signal: 15 })).status, 204);
+    assert.equal((await cluster.call('DELETE', '/v1/jobs/second?force=true')).status, 204);
+    assert.equal((await cluster.call('GET', '/v1/jobs/second')).status, 404);
+    await agent.when((message) => message.message === 'assignment' && message.assignment.desired === 'kill');
+  },
+);
+
+test('an ended instance of a service is replaced, with a new allocation and attempt', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one');
+  const { job, allocations } = await cluster.run({ kind: 'service' });
+  let id = allocations[0]!.id;
+  for (const attempt of [1, 2]) {
+    await cluster.whenAllocation(id, ({ state }) => state === 'running');
+    await agent.report(id, 'exited', { exitCode: 1 });
+    const next = await until(async () => {
+      const { body } = await cluster.call('GET', `/v1/jobs/${job.id}`);
+      return body.allocations.find((one: { attempt: number }) => one.attempt === attempt);
+    });
+    assert.notEqual(next.id, id);
+    assert.equal(next.index, 0);
+    id = next.id;
+  }
+  const { body } = await cluster.call('GET', `/v1/jobs/${job.id}`);
+  assert.deepEqual(
+    body.allocations.map((one: { attempt: number }) => one.attempt),
+    [1, 2],
+    'the last that ended is kept',
+  );
+  assert.equal(body.job.state, 'active');
+});
+
+test('a thousand instances are made whole, placed, and removed', { timeout: 60_000 }, async () => {
+  await using cluster = await startTestCluster();
+  await cluster.newAgent('one', {
+    onAssignment: (agent, { allocationId }) => void agent.report(allocationId, 'exited', { exitCode: 0 }),
+  });
+  await cluster.newAgent('two', {
+    onAssignment: (agent, { allocationId }) => void agent.report(allocationId, 'exited', { exitCode: 0 }),
+  });
+  const { job, allocations } = await cluster.run({ name: 'many', count: 1000 });
+  assert.equal(allocations.length, 1000);
+  await whenEvent(cluster, 'job.done');
+  const { body } = await cluster.call('GET', `/v1/jobs/${job.id}`);
+  assert.ok(body.allocations.every((one: { state: string }) => one.state === 'exited'));
+  assert.equal((await cluster.call('DELETE', '/v1/jobs/many')).status, 204);
+});
+
+test('a job that is to vanish when done does, once nobody is attached', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one');
+  const { job, allocations } = await cluster.run({ removeWhenDone: true });
+  await cluster.whenAllocation(allocations[0]!.id, ({ state }) => state === 'running');
+  await agent.report(allocations[0]!.id, 'exited', { exitCode: 0 });
+  await whenEvent(cluster, 'job.removed');
+  assert.equal((await cluster.call('GET', `/v1/jobs/${job.id}`)).status, 404);
+});
+
+test('a long poll answers when the version has grown', limit, async () => {
+  await using cluster = await startTestCluster();
+  const { job, allocations } = await cluster.run({});
+  const before = await cluster.allocation(allocations[0]!.id);
+  const polling = cluster.call('GET', `/v1/allocations/${before.id}?waitVersion=${before.version}`);
+  await cluster.call('POST', `/v1/jobs/${job.id}/kill`);
+  const { body } = await polling;
+  assert.ok(body.version > before.version);
+  assert.equal(body.desired, 'kill');
+});
+
+async function whenEvent(cluster: TestCluster, type: string): Promise<void> {
+  for await (const event of cluster.lines('/v1/events?follow=true')) if (event['type'] === type) return;
+  throw new Error(`no ${type}`);
+}
+
+/** For what has no event: asks again at once. */
+async function until<Value>(check: () => Promise<Value | undefined>): Promise<Value> {
+  for (;;) {
+    const value = await check();
+    if (value !== undefined) return value;
+  }
+}
