@@ -12,6 +12,10 @@ export interface RunOptions {
   readonly input?: string | Buffer;
   /** Kept of each output stream: the last this many bytes. Default 65,536. */
   readonly maxOutputBytes?: number;
+  /** Both outputs go to this open file instead, and nothing is kept: for programs that leave a daemon behind. */
+  readonly outputFd?: number;
+  /** Open files that the program finds as descriptors 3, 4, and so on. */
+  readonly inheritedFds?: readonly number[];
   readonly signal?: AbortSignal;
 }
 
@@ -60,15 +64,15 @@ export async function runUnchecked(command: string, args: readonly string[], opt
   const child = spawn(command, args, {
     cwd: options.cwd,
     env: options.env ?? MINIMAL_ENV,
-    stdio: ['pipe', 'pipe', 'pipe'],
+    stdio: [options.input === undefined ? 'ignore' : 'pipe', options.outputFd ?? 'pipe', options.outputFd ?? 'pipe', ...(options.inheritedFds ?? [])],
     timeout: options.timeoutMs,
     killSignal: 'SIGKILL',
     ...(options.signal ? { signal: options.signal } : {}),
   });
-  child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk));
-  child.stderr.on('data', (chunk: Buffer) => stderr.push(chunk));
-  child.stdin.on('error', () => {}); // a program that does not read its input is no error of ours
-  child.stdin.end(options.input);
+  child.stdout?.on('data', (chunk: Buffer) => stdout.push(chunk));
+  child.stderr?.on('data', (chunk: Buffer) => stderr.push(chunk));
+  child.stdin?.on('error', () => {}); // a program that does not read its input is no error of ours
+  child.stdin?.end(options.input);
   const startedAt = performance.now();
   const { promise, resolve, reject } = Promise.withResolvers<RunResult>();
   const result = (exitCode: number | null): RunResult => ({ stdout: stdout.text(), stderr: stderr.text(), exitCode });
