@@ -2,14 +2,16 @@
 // docs/decisions/block-image.md). Made beside its place and renamed into it, so that it is there whole or not at all.
 import { mkdir, open, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import type { RunResult } from '@cloister/kit/program.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import type { Mount } from './containerd.ts';
-import { isDiskFull } from './containerdError.ts';
+import { diskFull, isDiskFull } from './containerdError.ts';
+import { unsupported } from './manifest.ts';
 import { PrivateMounts } from './privateMount.ts';
 
 export interface BuildOptions {
   readonly mounts: readonly Mount[];
-  /** "sha256:...": becomes the file system's UUID, so that one image makes one file, byte by byte. */
+  /** "sha256:...". Its beginning becomes the file system's UUID, so that a file says what it was made from. */
   readonly digest: string;
   /** Where it goes. */
   readonly path: string;
@@ -20,6 +22,10 @@ export interface BuildOptions {
 }
 
 const BUILD_TIMEOUT_MS = 30 * 60_000;
+/** None shared between files: the pass that looks for those ignores what is excluded, and costs a walk of the tree. */
+const INLINE_XATTRS = '-x2147483647';
+/** As arguments of a program, all together. */
+const MAX_UNREAL_BYTES = 65_536;
 /** What the shell calls a program that SIGXFSZ ended. */
 const FILE_LIMIT_EXIT_CODE = 153;
 
@@ -69,48 +75,74 @@ async function makeFilesystem(
   mounts: PrivateMounts,
   options: BuildOptions,
 ): Promise<void> {
-  const result = await mounts
-    .runUnchecked(
-      'setpriv',
-      [
-        // It reads a tree that others made up: it may read every file, and nothing else that root may. It ends with us.
-        '--pdeathsig',
-        'KILL',
-        '--no-new-privs',
-        '--inh-caps=-all',
-        '--bounding-set=-all,+dac_read_search',
-        'prlimit',
-        `--fsize=${options.maxBytes}`,
-        'mkfs.erofs',
-        '--quiet',
-        '--preserve-mtime',
-        '-U',
-        uuidOf(options.digest),
-        path,
-        source,
-      ],
-      { timeoutMs: BUILD_TIMEOUT_MS, signal: options.signal },
-    )
-    .catch((error: unknown) => {
-      throw options.signal.aborted ? options.signal.reason : error;
-    });
+  let result = await runMkfs(source, path, [], mounts, options);
+  if (result.exitCode !== 0 && /\[Error 2\]/.test(result.stderr)) {
+    // A layer that whites out what no layer below has: the overlay lists the name, and has no such file.
+    const excluded = (await findUnreal(source, mounts, options)).map((name) => `--exclude-path=${name}`);
+    if (excluded.length > 0) result = await runMkfs(source, path, excluded, mounts, options);
+  }
   if (result.exitCode === 0) return;
   const why = result.stderr.trim().slice(-500);
   const cause = new Error(why);
-  if (isDiskFull(cause))
-    throw new CloisterError('node.disk-full', `The node's disk has no room for the block image: ${why}.`, {
-      cause,
-    });
+  if (isDiskFull(cause)) throw diskFull('the block image', cause);
   if (result.exitCode === null || result.exitCode === FILE_LIMIT_EXIT_CODE || /file too large/i.test(why)) {
-    throw new CloisterError(
-      'image.too-large',
-      `The block image is larger than ${options.maxBytes} bytes, the limit of this node.`,
-    );
+    const message = `The block image is larger than ${options.maxBytes} bytes, the limit of this node.`;
+    throw new CloisterError('image.too-large', message);
   }
-  throw new CloisterError(
-    'image.pull-failed',
-    `The block image could not be made: ${why || `exit code ${result.exitCode}`}.`,
-  );
+  const message = `The block image could not be made: ${why || `exit code ${result.exitCode}`}.`;
+  throw new CloisterError('image.pull-failed', message);
+}
+
+async function runMkfs(
+  source: string,
+  path: string,
+  more: readonly string[],
+  mounts: PrivateMounts,
+  { signal, maxBytes, digest }: BuildOptions,
+): Promise<RunResult> {
+  // It reads a tree that others made up: it may read every file, and nothing else that root may. It ends with us.
+  const confined = [
+    '--pdeathsig',
+    'KILL',
+    '--no-new-privs',
+    '--inh-caps=-all',
+    '--bounding-set=-all,+dac_read_search',
+  ];
+  const mkfs = [
+    'mkfs.erofs',
+    '--quiet',
+    '--preserve-mtime',
+    INLINE_XATTRS,
+    '-U',
+    uuidOf(digest),
+    ...more,
+    path,
+    source,
+  ];
+  const args = [...confined, 'prlimit', `--fsize=${maxBytes}`, ...mkfs];
+  try {
+    return await mounts.runUnchecked('setpriv', args, { timeoutMs: BUILD_TIMEOUT_MS, signal });
+  } catch (error) {
+    throw signal.aborted ? signal.reason : error;
+  }
+}
+
+/** Names that are listed and not there: whiteouts in a folder that is in one layer only. */
+async function findUnreal(
+  source: string,
+  mounts: PrivateMounts,
+  { signal }: BuildOptions,
+): Promise<string[]> {
+  const args = [source, '-mindepth', '1', '!', '-type', 'l', '!', '-readable', '-printf', '%P\\0'];
+  const { stdout } = await mounts.runUnchecked('find', args, {
+    timeoutMs: BUILD_TIMEOUT_MS,
+    maxOutputBytes: MAX_UNREAL_BYTES,
+    signal,
+  });
+  const names = stdout.split('\0').filter((name) => name !== '');
+  if (stdout.length >= MAX_UNREAL_BYTES)
+    throw unsupported('it whites out too many files that it does not have');
+  return names;
 }
 
 async function syncFile(path: string): Promise<void> {

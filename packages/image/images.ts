@@ -8,6 +8,7 @@ import { CloisterError } from '@cloister/model/errors.ts';
 import type { ImageConfig } from '@cloister/model/image.ts';
 import { type CollectPolicy, chooseUnneeded } from './collect.ts';
 import { ContainerdClient } from './containerd.ts';
+import { ContainerdError } from './containerdError.ts';
 import { Limiter } from './limiter.ts';
 import type { Platform } from './manifest.ts';
 import { type NewImage, type ProgressStep, Puller } from './pull.ts';
@@ -131,7 +132,12 @@ export class ImageStore {
       for (const id of stale) await containerd.deleteLease(id, true);
     } catch (error) {
       containerd.close();
-      throw error;
+      if (!(error instanceof ContainerdError)) throw error;
+      throw new CloisterError(
+        'unavailable',
+        `containerd at ${options.containerd.socketPath} does not serve.`,
+        { cause: error },
+      );
     }
     return new ImageStore(options, containerd, records, workFolder);
   }
