@@ -11,7 +11,7 @@ export const MAX_STREAM_PAYLOAD_BYTES = 65_536;
 export const ExecSpecSchema = Type.Object(
   {
     command: Type.Array(Type.String({ maxLength: 65_536, pattern: '^[^\\u0000]*$' }), { minItems: 1, maxItems: 4096 }),
-    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Type.String({ maxLength: 65_536 }), { default: {}, maxProperties: 1024 }),
+    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Type.String({ maxLength: 65_536 }), { additionalProperties: false, default: {}, maxProperties: 1024 }),
     user: Type.Optional(Type.String({ maxLength: 128 })),
     workingDir: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/' })),
     tty: Type.Boolean({ default: false }),

@@ -41,7 +41,7 @@ export const JoinRequestSchema = Type.Object(
     nodeName: NodeNameSchema,
     instanceId: Type.String({ pattern: '^agt-[a-z2-7]{26}$' }),
     csrPem: Type.String({ maxLength: 8192, description: 'PKCS #10, PEM; ECDSA P-256. Its subject is ignored.' }),
-    labels: Type.Record(Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }), Type.String({ maxLength: 256 }), { default: {}, maxProperties: 64 }),
+    labels: Type.Record(Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }), Type.String({ maxLength: 256 }), { additionalProperties: false, default: {}, maxProperties: 64 }),
   },
   { additionalProperties: false },
 );

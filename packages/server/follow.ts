@@ -15,7 +15,7 @@ export class Follower {
   readonly #clock: Clock;
   readonly #stop = new AbortController();
   readonly #listeners = new Set<(change: StateChange) => void>();
-  #revisionWaiters: { readonly revision: number; readonly resolve: () => void }[] = [];
+  #revisionWaiters: { readonly revision: number; readonly resolve: () => void; readonly reject: (error: Error) => void }[] = [];
   #following: Promise<void> = Promise.resolve();
 
   constructor(store: Store, logger: Logger, clock: Clock) {
@@ -45,7 +45,7 @@ export class Follower {
   async reach(revision: number): Promise<void> {
     if (this.#state.revision >= revision) return;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const waiter = { revision, resolve };
+    const waiter = { revision, resolve, reject };
     this.#revisionWaiters.push(waiter);
     const timer = setTimeout(() => {
       this.#revisionWaiters = this.#revisionWaiters.filter((other) => other !== waiter);
@@ -90,6 +90,8 @@ export class Follower {
   async close(): Promise<void> {
     this.#stop.abort();
     await this.#following;
+    const closing = new CloisterError('unavailable', 'The change is stored, but this server is closing.');
+    for (const waiter of this.#revisionWaiters.splice(0)) waiter.reject(closing);
   }
 
   /** Reads all pages into a new state. Returns the revision to watch from. */

@@ -43,9 +43,18 @@ function operation(name: string, route: Route): Record<string, unknown> {
     ...(route.access === 'none' ? { security: [] } : { security: [{ token: [] }] }),
     ...(route.access === 'operator' ? { description: 'For operators.' } : {}),
     ...(parameters.length > 0 ? { parameters } : {}),
-    ...(route.body ? { requestBody: { content: { 'application/json': { schema: route.body } } } } : {}),
+    ...(route.body ? { requestBody: { content: { 'application/json': { schema: forRequest(route.body) } } } } : {}),
     responses: { ...success(route), default: { $ref: '#/components/responses/Problem' } },
   };
+}
+
+/** Whoever sends may leave out what has a default; in answers it is always there. */
+function forRequest(schema: TSchema): TSchema {
+  const { properties, required, ...rest } = schema as TSchema & ObjectSchema;
+  if (!properties) return schema;
+  const asked = (required ?? []).filter((name) => !('default' in (properties[name] ?? {})));
+  const inside = Object.entries(properties).map(([name, property]) => [name, forRequest(property)]);
+  return { ...rest, properties: Object.fromEntries(inside), ...(asked.length > 0 ? { required: asked } : {}) };
 }
 
 function parametersOf(where: 'path' | 'query', schema: TSchema | undefined): Record<string, unknown>[] {

@@ -86,6 +86,9 @@ export async function startServer(
   return {
     apiAddress: api.address,
     linkAddress: link.address,
-    close: () => parting.disposeAsync(),
+    close: async () => {
+      fleet.close(); // that sessions end now says nothing about the nodes
+      await parting.disposeAsync();
+    },
   };
 }
