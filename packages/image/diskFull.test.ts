@@ -45,10 +45,9 @@ test('when containerd finds no room for a layer, or for what it unpacks to, noth
   await mkdir(root);
   await using node = await TestNode.start(root);
   const folder = join(node.folder, 'store');
-  const rootFolder = node.folder; // so that the check before the pull does not see it coming
   const store = await node.store({
     folder,
-    containerd: { socketPath: node.containerd.socketPath, rootFolder },
+    minFreeBytes: -100_000_000,
   });
   await using fake = await FakeRegistry.start();
   for (const image of [incompressible, compressible]) {

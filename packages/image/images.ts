@@ -15,6 +15,7 @@ import { type NewImage, type ProgressStep, Puller } from './pull.ts';
 import { hexOf, type ImageRecord, Records } from './records.ts';
 import { formatReference, parseReference, type Reference } from './reference.ts';
 import type { RegistryOptions } from './registry.ts';
+import { DiskReserve } from './reserve.ts';
 import { SharedWork } from './shared.ts';
 
 export interface ImageStoreOptions extends RegistryOptions {
@@ -83,6 +84,7 @@ export class ImageStore {
   readonly #puller: Puller;
   readonly #pulls = new SharedWork<ImageRecord, ProgressStep>();
   readonly #limiter: Limiter;
+  readonly #reserve: DiskReserve;
   readonly #uses = new Map<string, number>();
   readonly #openedAtMs: number;
   #changing: Promise<void> = Promise.resolve();
@@ -99,6 +101,7 @@ export class ImageStore {
     this.#containerd = containerd;
     this.#records = records;
     this.#limiter = new Limiter(options.maxPulls ?? 4);
+    this.#reserve = new DiskReserve(options.containerd.rootFolder);
     this.#openedAtMs = this.#clock.monotonic();
     this.#puller = new Puller({
       ...options,
@@ -139,7 +142,9 @@ export class ImageStore {
         { cause: error },
       );
     }
-    return new ImageStore(options, containerd, records, workFolder);
+    const store = new ImageStore(options, containerd, records, workFolder);
+    await store.#reserve.fill();
+    return store;
   }
 
   /**
@@ -251,10 +256,19 @@ export class ImageStore {
         async (image) => await this.#keep(reference, name, image),
       );
     } catch (error) {
+      if (error instanceof CloisterError && error.code === 'node.disk-full') await this.#makeRoom();
       if (signal.aborted || !late.aborted) throw error;
       throw new CloisterError('image.pull-failed', `${name} was not pulled within ${timeoutMs} ms.`, {
         cause: error,
       });
+    }
+  }
+
+  async #makeRoom(): Promise<void> {
+    try {
+      await this.#reserve.spend(async () => await this.#puller.collectSnapshots());
+    } catch (error) {
+      this.#logger.warn({ err: error }, 'could not make room on a full disk');
     }
   }
 

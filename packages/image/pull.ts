@@ -117,6 +117,16 @@ export class Puller {
     for (const { ref } of ingestions) await client.abortIngestion(ref);
   }
 
+  /** containerd looks for what a failed deletion left only when another snapshot was removed: so one is made for that. */
+  async collectSnapshots(): Promise<void> {
+    const { client } = this.#options;
+    const lease = `build-${randomBytes(8).toString('hex')}`;
+    await client.createLease(lease);
+    await client.prepareSnapshot(lease, '', { lease });
+    await client.removeSnapshot(lease);
+    await client.deleteLease(lease, true);
+  }
+
   /** Whoever knows a manifest could have made a registry that serves it. Its registry must have the layers as well. */
   async #mayHave(
     present: ImageRecord,
