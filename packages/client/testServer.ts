@@ -30,12 +30,15 @@ export class TestServer {
   readonly requests: string[] = [];
   readonly signals: number[] = [];
   readonly resizes: string[] = [];
+  /** Output that the network took. */
+  sentBytes = 0;
   events: Event[] = [];
   /** Answers instead of the routes, when set. */
   intercept: ((request: IncomingMessage, response: ServerResponse) => boolean) | undefined;
   caPem = '';
   url = '';
   #server: Server | undefined;
+  readonly #sockets = new WebSocketServer({ noServer: true, maxPayload: 65_537, perMessageDeflate: false });
   #changed = new Set<() => void>();
 
   static async start(): Promise<TestServer> {
@@ -48,13 +51,12 @@ export class TestServer {
   }
 
   async #listen(key: string, cert: string): Promise<void> {
-    const sockets = new WebSocketServer({ noServer: true, maxPayload: 65_537, perMessageDeflate: false });
     this.#server = createServer({ key, cert }, (request, response) => void this.#serve(request, response));
     this.#server.on('upgrade', (request, socket, head) => {
       try {
         const { name, params, query } = this.#route(request);
         const record = this.find(params['allocation'] ?? '');
-        sockets.handleUpgrade(request, socket, head, (ws: WebSocket) =>
+        this.#sockets.handleUpgrade(request, socket, head, (ws: WebSocket) =>
           serveProcess(this, ws, name, record, query),
         );
       } catch (error) {
@@ -91,6 +93,11 @@ export class TestServer {
     const ended = ['exited', 'failed', 'lost'].includes(record.allocation.state);
     record.job = { ...record.job, state: ended ? 'done' : record.job.state };
     this.changed();
+  }
+
+  /** Breaks every WebSocket, as a server does that is killed. */
+  dropSockets(): void {
+    for (const socket of this.#sockets.clients) socket.terminate();
   }
 
   changed(): void {

@@ -158,8 +158,10 @@ function makeProcess(
   command: readonly string[],
   tty: boolean,
 ): Process {
-  const send = (channel: number, data: Buffer) =>
-    new Promise<void>((resolve) => ws.send(frame(channel, data), () => resolve()));
+  const send = async (channel: number, data: Buffer) => {
+    await new Promise<void>((resolve) => ws.send(frame(channel, data), () => resolve()));
+    server.sentBytes += data.length;
+  };
   return {
     command,
     tty,
