@@ -44,6 +44,11 @@ export class PrivateMounts {
     }
   }
 
+  /** Of the program that holds the namespace. */
+  get holderPid(): number | undefined {
+    return this.#holder.pid;
+  }
+
   /** Mounts folders read-only on `target`, the topmost first. They are named from `base`: the kernel takes one page of options, whatever `base` is. */
   async mountOverlay(base: string, folders: readonly string[], target: string): Promise<void> {
     const options = `ro,nosuid,nodev,noexec,lowerdir=${folders.join(':')}`;

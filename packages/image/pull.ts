@@ -46,7 +46,9 @@ export type NewImage = Omit<ImageRecord, 'references' | 'lastUsedAtMs'>;
 
 const LAYERS_AT_ONCE = 3;
 const BUILDS_AT_ONCE = 2;
+/** Whichever comes first: a fast pull is told in steps, a slow one as it goes. */
 const REPORT_EVERY_MS = 100;
+const REPORT_EVERY_PART = 0.05;
 
 export class Puller {
   readonly #options: PullerOptions;
@@ -162,12 +164,13 @@ export class Puller {
     const failed = new AbortController();
     const signal = AbortSignal.any([context.signal, failed.signal]);
     const reached = new Map<string, number>();
-    let reportedAtMs = Number.NEGATIVE_INFINITY;
+    let reported = { atMs: Number.NEGATIVE_INFINITY, bytes: 0 };
     const onBytes = (digest: string, bytes: number): void => {
       reached.set(digest, bytes);
-      if (clock.monotonic() - reportedAtMs < REPORT_EVERY_MS) return;
-      reportedAtMs = clock.monotonic();
       const fetchedBytes = [...reached.values()].reduce((sum, each) => sum + each, 0);
+      const isStep = Math.abs(fetchedBytes - reported.bytes) >= totalBytes * REPORT_EVERY_PART;
+      if (!isStep && clock.monotonic() - reported.atMs < REPORT_EVERY_MS) return;
+      reported = { atMs: clock.monotonic(), bytes: fetchedBytes };
       context.report({ stage: 'fetching', fetchedBytes, totalBytes });
     };
     context.report({ stage: 'fetching', fetchedBytes: 0, totalBytes });
