@@ -8,7 +8,7 @@ import { newSecret, parseSecret, secretMatches } from './secrets.ts';
 
 const limit = { timeout: 30_000 };
 
-test('another tenant\'s objects are not there: same answer as for what never was', limit, async () => {
+test("another tenant's objects are not there: same answer as for what never was", limit, async () => {
   await using cluster = await startTestCluster();
   await cluster.newAgent('one');
   const [alice, bob] = [await cluster.newTenant('alice'), await cluster.newTenant('bob')];
@@ -16,19 +16,38 @@ test('another tenant\'s objects are not there: same answer as for what never was
   const allocation = allocations[0]!;
   await cluster.whenAllocation(allocation.id, ({ state }) => state === 'running', alice);
   const attempts: [string, string, unknown?][] = [
-    ['GET', '/v1/jobs/JOB'], ['POST', '/v1/jobs/JOB/stop'], ['POST', '/v1/jobs/JOB/kill'],
-    ['POST', '/v1/jobs/JOB/signal', { signal: 9 }], ['DELETE', '/v1/jobs/JOB?force=true'], ['GET', '/v1/allocations?job=JOB'],
-    ['GET', '/v1/allocations/ALLOCATION'], ['GET', '/v1/allocations/ALLOCATION/logs'],
+    ['GET', '/v1/jobs/JOB'],
+    ['POST', '/v1/jobs/JOB/stop'],
+    ['POST', '/v1/jobs/JOB/kill'],
+    ['POST', '/v1/jobs/JOB/signal', { signal: 9 }],
+    ['DELETE', '/v1/jobs/JOB?force=true'],
+    ['GET', '/v1/allocations?job=JOB'],
+    ['GET', '/v1/allocations/ALLOCATION'],
+    ['GET', '/v1/allocations/ALLOCATION/logs'],
     ['GET', '/v1/allocations/ALLOCATION?waitVersion=1'],
   ];
   const [noJob, noAllocation] = [`job-${'a'.repeat(26)}`, `alc-${'a'.repeat(26)}`];
   for (const [method, path, body] of attempts) {
     for (const key of [job.id, job.name]) {
-      const theirs = await cluster.call(method, path.replace('JOB', key).replace('ALLOCATION', allocation.id), body, bob);
-      const nobodys = await cluster.call(method, path.replace('JOB', noJob).replace('ALLOCATION', noAllocation), body, bob);
+      const theirs = await cluster.call(
+        method,
+        path.replace('JOB', key).replace('ALLOCATION', allocation.id),
+        body,
+        bob,
+      );
+      const nobodys = await cluster.call(
+        method,
+        path.replace('JOB', noJob).replace('ALLOCATION', noAllocation),
+        body,
+        bob,
+      );
       assert.equal(theirs.status, 404, path);
       const anonymous = (text: unknown) =>
-        JSON.stringify(text).replaceAll(key, 'X').replaceAll(allocation.id, 'X').replaceAll(noJob, 'X').replaceAll(noAllocation, 'X');
+        JSON.stringify(text)
+          .replaceAll(key, 'X')
+          .replaceAll(allocation.id, 'X')
+          .replaceAll(noJob, 'X')
+          .replaceAll(noAllocation, 'X');
       assert.equal(anonymous(theirs.body), anonymous(nobodys.body), path);
     }
   }
@@ -37,18 +56,31 @@ test('another tenant\'s objects are not there: same answer as for what never was
   for await (const event of cluster.lines('/v1/events', bob)) assert.fail(JSON.stringify(event));
   const mine = [];
   for await (const event of cluster.lines('/v1/events', alice)) mine.push(event['type']);
-  assert.ok(mine.includes('job.created') && mine.includes('allocation.running') && !mine.includes('node.joined'));
-  assert.equal((await cluster.run({ name: 'secret-job' }, bob)).job.name, 'secret-job', 'names are each tenant\'s own');
-  assert.equal((await cluster.allocation(allocation.id, alice)).state, 'running', 'nothing of the above did anything');
+  assert.ok(
+    mine.includes('job.created') && mine.includes('allocation.running') && !mine.includes('node.joined'),
+  );
+  assert.equal(
+    (await cluster.run({ name: 'secret-job' }, bob)).job.name,
+    'secret-job',
+    "names are each tenant's own",
+  );
+  assert.equal(
+    (await cluster.allocation(allocation.id, alice)).state,
+    'running',
+    'nothing of the above did anything',
+  );
 });
 
-test('operators\' routes are closed to tenants, all but open ones to strangers', limit, async () => {
+test("operators' routes are closed to tenants, all but open ones to strangers", limit, async () => {
   await using cluster = await startTestCluster();
   const tenant = await cluster.newTenant('alice');
   for (const route of Object.values(API) as Route[]) {
     if (route.reply.kind === 'websocket') continue;
     const path = route.path.replace(/:\w+/, 'x');
-    const [asStranger, asTenant] = [await cluster.call(route.method, path, undefined, null), await cluster.call(route.method, path, undefined, tenant)];
+    const [asStranger, asTenant] = [
+      await cluster.call(route.method, path, undefined, null),
+      await cluster.call(route.method, path, undefined, tenant),
+    ];
     if (route.access !== 'none') assert.equal(asStranger.body.code, 'auth.missing', path);
     if (route.access === 'operator') assert.equal(asTenant.body.code, 'auth.forbidden', path);
     else assert.notEqual(asTenant.status, 403, path);
@@ -64,7 +96,9 @@ test('a token that is wrong, unknown, expired or revoked gets in nowhere', limit
     valid.replace('clo_', 'clj_'),
     'x',
   ];
-  const answers = await Promise.all(wrong.map((token) => cluster.call('GET', '/v1/whoami', undefined, token)));
+  const answers = await Promise.all(
+    wrong.map((token) => cluster.call('GET', '/v1/whoami', undefined, token)),
+  );
   for (const answer of answers) assert.deepEqual(answer, answers[0]);
   assert.equal(answers[0]!.body.code, 'auth.invalid');
   assert.equal((await cluster.call('GET', '/v1/whoami', undefined, valid)).body.tenant.name, 'alice');
@@ -91,36 +125,63 @@ test('bad input is refused with the path of each wrong field', limit, async () =
     return reply.body.errors.map((error: { path: string }) => error.path);
   };
   assert.deepEqual(await paths({}), ['/image']);
-  assert.deepEqual(await paths({ image: 'a', resources: { memoryMiB: 1 }, count: 0 }), ['/resources/memoryMiB', '/count']);
+  assert.deepEqual(await paths({ image: 'a', resources: { memoryMiB: 1 }, count: 0 }), [
+    '/resources/memoryMiB',
+    '/count',
+  ]);
   assert.deepEqual(await paths({ image: 'a', privileged: true }), ['/privileged']);
   assert.deepEqual(await paths({ image: 'a', resources: { gpu: 1 } }), ['/resources/gpu']);
   assert.deepEqual(await paths({ image: 'a', count: '3' }), ['/count'], 'text is no number');
   assert.deepEqual(await paths({ image: 'a', command: ['a', 'b\u0000'] }), ['/command/1']);
   assert.equal((await paths({ image: 'a', env: { 'A=B': 'x' } })).length, 1);
   assert.equal((await paths({ image: 'a', labels: { '': 'x' } })).length, 1);
-  assert.deepEqual(await paths(undefined, '/v1/jobs?state=odd', 'GET'), ['query/state', 'query/state', 'query/state']);
+  assert.deepEqual(await paths(undefined, '/v1/jobs?state=odd', 'GET'), [
+    'query/state',
+    'query/state',
+    'query/state',
+  ]);
   assert.deepEqual(await paths(undefined, '/v1/jobs?color=red', 'GET'), ['query/color']);
   assert.deepEqual(await paths(undefined, '/v1/jobs/UPPER', 'GET'), ['params/job']);
   const reference = await cluster.call('POST', '/v1/jobs', { image: 'Not An Image' });
   assert.equal(reference.body.code, 'image.reference-invalid');
   assert.equal(reference.body.errors[0].path, '/image');
-  const large = await cluster.call('POST', '/v1/jobs', { image: 'a', command: ['x'.repeat(65_000), ...Array(20).fill('y'.repeat(60_000))] });
+  const large = await cluster.call('POST', '/v1/jobs', {
+    image: 'a',
+    command: ['x'.repeat(65_000), ...Array(20).fill('y'.repeat(60_000))],
+  });
   assert.equal(large.body.code, 'request.too-large');
-  const taken = [await cluster.call('POST', '/v1/jobs', { image: 'a', name: 'n' }), await cluster.call('POST', '/v1/jobs', { image: 'a', name: 'n' })];
-  assert.deepEqual(taken.map(({ status }) => status), [201, 409]);
+  const taken = [
+    await cluster.call('POST', '/v1/jobs', { image: 'a', name: 'n' }),
+    await cluster.call('POST', '/v1/jobs', { image: 'a', name: 'n' }),
+  ];
+  assert.deepEqual(
+    taken.map(({ status }) => status),
+    [201, 409],
+  );
   assert.equal(taken[1]!.body.code, 'name.taken');
   assert.equal((await cluster.call('GET', '/nothing')).body.code, 'not-found');
-  for (const image of ['busybox', 'a/b:c', '127.0.0.1:5000/x/y_z:1.0', `reg.example:1/a@sha256:${'a'.repeat(64)}`]) {
+  for (const image of [
+    'busybox',
+    'a/b:c',
+    '127.0.0.1:5000/x/y_z:1.0',
+    `reg.example:1/a@sha256:${'a'.repeat(64)}`,
+  ]) {
     assert.equal((await cluster.call('POST', '/v1/jobs', { image })).status, 201, image);
   }
 });
 
 test('two that want one name at once: one gets it', limit, async () => {
   await using cluster = await startTestCluster();
-  const replies = await Promise.all(Array.from({ length: 8 }, () => cluster.call('POST', '/v1/jobs', { image: 'a', name: 'same' })));
+  const replies = await Promise.all(
+    Array.from({ length: 8 }, () => cluster.call('POST', '/v1/jobs', { image: 'a', name: 'same' })),
+  );
   assert.equal(replies.filter(({ status }) => status === 201).length, 1);
   assert.equal((await cluster.call('GET', '/v1/jobs')).body.jobs.length, 1);
-  assert.equal((await cluster.call('GET', '/v1/allocations')).body.allocations.length, 1, 'nothing half made');
+  assert.equal(
+    (await cluster.call('GET', '/v1/allocations')).body.allocations.length,
+    1,
+    'nothing half made',
+  );
 });
 
 test('a tenant has as many jobs and streams as it may, and no more', limit, async () => {
@@ -138,13 +199,19 @@ test('the OpenAPI document lists every route, with its parameters and schemas', 
   await using cluster = await startTestCluster();
   const { body: document } = await cluster.call('GET', '/v1/openapi.json', undefined, null);
   assert.equal(document.openapi, '3.1.0');
-  const operations = Object.entries<Record<string, { operationId: string; parameters?: { name: string; in: string }[] }>>(document.paths);
-  const ids = operations.flatMap(([, methods]) => Object.values(methods).map(({ operationId }) => operationId));
+  const operations = Object.entries<
+    Record<string, { operationId: string; parameters?: { name: string; in: string }[] }>
+  >(document.paths);
+  const ids = operations.flatMap(([, methods]) =>
+    Object.values(methods).map(({ operationId }) => operationId),
+  );
   assert.deepEqual(ids.toSorted(), Object.keys(API).toSorted());
   for (const [path, methods] of operations) {
     const inPath = [...path.matchAll(/\{(\w+)\}/g)].map((match) => match[1]);
     for (const operation of Object.values(methods)) {
-      const declared = (operation.parameters ?? []).filter((parameter) => parameter.in === 'path').map(({ name }) => name);
+      const declared = (operation.parameters ?? [])
+        .filter((parameter) => parameter.in === 'path')
+        .map(({ name }) => name);
       assert.deepEqual(declared, inPath, path);
     }
   }
@@ -153,6 +220,9 @@ test('the OpenAPI document lists every route, with its parameters and schemas', 
   const references = JSON.stringify(document).match(/"\$ref":"#\/[^"]+"/g) ?? [];
   for (const reference of new Set(references)) {
     const steps = reference.slice(10, -1).split('/');
-    assert.ok(steps.reduce((at, step) => at?.[step], document), reference);
+    assert.ok(
+      steps.reduce((at, step) => at?.[step], document),
+      reference,
+    );
   }
 });

@@ -15,7 +15,11 @@ export class Follower {
   readonly #clock: Clock;
   readonly #stop = new AbortController();
   readonly #listeners = new Set<(change: StateChange) => void>();
-  #revisionWaiters: { readonly revision: number; readonly resolve: () => void; readonly reject: (error: Error) => void }[] = [];
+  #revisionWaiters: {
+    readonly revision: number;
+    readonly resolve: () => void;
+    readonly reject: (error: Error) => void;
+  }[] = [];
   #following: Promise<void> = Promise.resolve();
 
   constructor(store: Store, logger: Logger, clock: Clock) {

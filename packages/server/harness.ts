@@ -17,6 +17,7 @@ import type {
 } from '@cloister/link/messages.ts';
 import { newAgentInstanceId } from '@cloister/model/ids.ts';
 import type { Allocation, Job } from '@cloister/model/job.ts';
+import { WebSocket } from 'ws';
 import { type Server, startServer } from './server.ts';
 import type { Frames } from './sessions.ts';
 
@@ -35,6 +36,8 @@ export interface TestCluster {
   call(method: string, path: string, body?: unknown, token?: string | null): Promise<Reply>;
   /** The NDJSON lines of a stream, as they come. */
   lines(path: string, token?: string): AsyncGenerator<Record<string, unknown>>;
+  /** An open WebSocket; rejects with the status and body when it is refused. */
+  open(path: string, token?: string): Promise<WebSocket>;
   newTenant(name: string): Promise<string>;
   newAgent(name: string, options?: AgentOptions): Promise<TestAgent>;
   run(spec: Record<string, unknown>, token?: string): Promise<{ job: Job; allocations: Allocation[] }>;
@@ -101,6 +104,21 @@ export async function testClient(
         rest = lines.pop() ?? '';
         for (const line of lines) yield JSON.parse(line);
       }
+    },
+    open: async (path, token = operator) => {
+      const socket = new WebSocket(`wss://${server.apiAddress}${path}`, {
+        ca: caPem,
+        headers: { authorization: `Bearer ${token}` },
+      });
+      const { promise, resolve, reject } = Promise.withResolvers<WebSocket>();
+      socket.on('open', () => resolve(socket));
+      socket.on('error', reject);
+      socket.on('unexpected-response', async (_request, response) => {
+        let text = '';
+        for await (const chunk of response) text += chunk;
+        reject(new Error(`${response.statusCode} ${text}`));
+      });
+      return await promise;
     },
     newTenant: async (name) => {
       await must(call('POST', '/v1/tenants', { name }));

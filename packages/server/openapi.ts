@@ -43,7 +43,9 @@ function operation(name: string, route: Route): Record<string, unknown> {
     ...(route.access === 'none' ? { security: [] } : { security: [{ token: [] }] }),
     ...(route.access === 'operator' ? { description: 'For operators.' } : {}),
     ...(parameters.length > 0 ? { parameters } : {}),
-    ...(route.body ? { requestBody: { content: { 'application/json': { schema: forRequest(route.body) } } } } : {}),
+    ...(route.body
+      ? { requestBody: { content: { 'application/json': { schema: forRequest(route.body) } } } }
+      : {}),
     responses: { ...success(route), default: { $ref: '#/components/responses/Problem' } },
   };
 }
@@ -54,7 +56,11 @@ function forRequest(schema: TSchema): TSchema {
   if (!properties) return schema;
   const asked = (required ?? []).filter((name) => !('default' in (properties[name] ?? {})));
   const inside = Object.entries(properties).map(([name, property]) => [name, forRequest(property)]);
-  return { ...rest, properties: Object.fromEntries(inside), ...(asked.length > 0 ? { required: asked } : {}) };
+  return {
+    ...rest,
+    properties: Object.fromEntries(inside),
+    ...(asked.length > 0 ? { required: asked } : {}),
+  };
 }
 
 function parametersOf(where: 'path' | 'query', schema: TSchema | undefined): Record<string, unknown>[] {

@@ -78,14 +78,17 @@ export class Sessions {
       ?.close(new CloisterError('unavailable', 'A newer session replaced this one.'));
     this.#byNode.set(peer.nodeId, session);
     this.#fleet.sessionBegan(peer.nodeId, readyMessage);
+    let why = 'The agent ended its session.';
     try {
       await session.run(messages);
     } catch (error) {
+      why = describeError(error);
+      throw error;
+    } finally {
       if (this.#byNode.get(peer.nodeId) === session) {
         this.#byNode.delete(peer.nodeId);
-        this.#fleet.sessionEnded(peer.nodeId, describeError(error));
+        this.#fleet.sessionEnded(peer.nodeId, why);
       }
-      throw error;
     }
   }
 
