@@ -34,6 +34,12 @@ export function vmmLogPath(folder: string): string {
   return join(folder, 'jail', 'vmm.log');
 }
 
+/** The end of what the runtime and the VMM printed, in one line of printable characters. Hostile text. */
+export async function lastWords(folder: string): Promise<string> {
+  const text = await readTail(vmmLogPath(folder)).catch(() => '');
+  return text === '' ? 'it printed nothing' : text;
+}
+
 export class Jails {
   readonly #runtime: string;
   readonly #statePath: string;
@@ -72,13 +78,13 @@ export class Jails {
         ...(spec.signal ? { signal: spec.signal } : {}),
       });
       await Promise.all([started, ...sockets.map((socket) => socket.publish())]);
-      return await this.#startedProcess(bundle);
+      return await this.#startedProcess(spec.folder);
     } catch (error) {
       await Promise.all(sockets.map((socket) => socket.close()));
       if (spec.signal?.aborted || error instanceof CloisterError) throw error;
       throw new CloisterError(
         'sandbox.start-failed',
-        `The jail could not be started: ${await lastWords(bundle)}`,
+        `The jail could not be started: ${await lastWords(spec.folder)}`,
         { cause: error },
       );
     } finally {
@@ -105,10 +111,10 @@ export class Jails {
     ];
   }
 
-  async #startedProcess(bundle: string): Promise<JailProcess> {
-    const found = await findProcess(Number(await readFile(join(bundle, 'pid'), 'utf8')));
+  async #startedProcess(folder: string): Promise<JailProcess> {
+    const found = await findProcess(Number(await readFile(join(folder, 'jail', 'pid'), 'utf8')));
     if (!found)
-      throw new CloisterError('sandbox.start-failed', `The VMM ended at once: ${await lastWords(bundle)}`);
+      throw new CloisterError('sandbox.start-failed', `The VMM ended at once: ${await lastWords(folder)}`);
     return found;
   }
 
@@ -140,16 +146,6 @@ export class Jails {
   async cleanupParentCgroup(path: string): Promise<void> {
     await removeEmptyCgroup(this.#mounts, path);
   }
-}
-
-/** The end of what the VMM and the runtime printed, in one line of printable characters. */
-async function lastWords(bundle: string): Promise<string> {
-  const texts: string[] = [];
-  for (const name of ['runtime.log', 'vmm.log']) {
-    const text = await readTail(join(bundle, name)).catch(() => '');
-    if (text !== '') texts.push(text);
-  }
-  return texts.length === 0 ? 'it printed nothing.' : texts.join('; ');
 }
 
 async function readTail(path: string): Promise<string> {

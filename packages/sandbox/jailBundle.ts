@@ -8,8 +8,6 @@ export interface JailLimits {
   readonly memoryMiB: number;
   /** Thousandths of a CPU. */
   readonly cpuMilli: number;
-  /** Threads at once. */
-  readonly threads: number;
 }
 
 export interface JailOptions {
@@ -85,7 +83,7 @@ export function jailConfig(options: JailOptions): object {
           period: CPU_PERIOD_US,
           quota: Math.max(MIN_CPU_QUOTA_US, Math.round((limits.cpuMilli * CPU_PERIOD_US) / 1000)),
         },
-        pids: { limit: limits.threads },
+        pids: { limit: launch.threads },
       },
       seccomp: seccomp(launch.systemCalls),
     },

@@ -7,14 +7,19 @@ export interface JailProcess {
   readonly startTicks: number;
 }
 
-/** The process that has this id now, or undefined when there is none. A zombie has ended. */
+/**
+ * The process that has this id now, or undefined when there is none. A zombie has ended, once its last thread has: until
+ * then its files are open.
+ */
 export async function findProcess(pid: number): Promise<JailProcess | undefined> {
   const stat = await readStat(pid);
   if (stat === undefined) return undefined;
   // The second field, the program's name, may hold spaces and parentheses; the third, the state, follows its last one.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   const startTicks = Number(fields[19]);
-  if (fields[0] === 'Z' || fields[0] === 'X' || !Number.isSafeInteger(startTicks)) return undefined;
+  const threads = Number(fields[17]);
+  const hasEnded = fields[0] === 'X' || (fields[0] === 'Z' && threads <= 1);
+  if (hasEnded || !Number.isSafeInteger(startTicks)) return undefined;
   return { pid, startTicks };
 }
 

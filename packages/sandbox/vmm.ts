@@ -46,6 +46,8 @@ export interface VmmLaunch {
   readonly devices: readonly JailDevice[];
   /** Host memory that the machine may take beyond `memoryMiB`: the VMM's own, and page tables. */
   readonly memoryOverheadMiB: number;
+  /** Threads that the VMM may have at once, those of a Go runtime that starts it included. */
+  readonly threads: number;
   /** Names of system calls that the VMM needs; all others fail with EPERM. */
   readonly systemCalls: readonly string[];
   readonly rlimits: readonly { readonly type: string; readonly soft: number; readonly hard: number }[];
