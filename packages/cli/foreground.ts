@@ -15,7 +15,7 @@ export interface ForegroundOptions {
 const SIGINT = 2;
 
 /**
- * Until the process ended and all of its output is written. It must have started. Throws BrokenPipe when our
+ * Until the process ended and all of its output is written. Throws BrokenPipe when our
  * reader went away, and what `workload.exit` throws. The terminal is as it was when this returns or throws.
  */
 export async function runForeground(

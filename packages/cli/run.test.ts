@@ -56,6 +56,12 @@ describe('cloister run', { timeout: 120_000 }, () => {
     assert.equal(code, 0);
   });
 
+  it('sends input to a workload that has said nothing yet', async () => {
+    assert.equal((await cli.run(['run', '-i', 'img', 'silent'], { input: 'x' })).code, 5);
+    cli.server.addJob({ image: 'x', name: 'web' });
+    assert.equal((await cli.run(['exec', '-i', 'web', 'silent'], { input: 'x' })).code, 5);
+  });
+
   it('passes 20 MB to a slow reader exactly, holding back the sender meanwhile', async () => {
     const totalBytes = 20_000_000;
     const child = cli.spawn(['run', 'img', 'flood', String(totalBytes)]);

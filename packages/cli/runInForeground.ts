@@ -89,39 +89,40 @@ async function start(run: Run, status: StatusLine, stop: AbortSignal): Promise<W
   const { client, allocation, job } = run;
   const watching = new AbortController();
   const signal = AbortSignal.any([stop, watching.signal]);
-  const failure = watchUntilFailed(run, status, signal);
-  failure.catch(() => {}); // attaching may fail first, and then nobody waits for it
+  const running = watchUntilRunning(run, status, signal);
+  running.catch(() => {}); // attaching may fail first, and then nobody waits for it
   try {
     const workload = await client.attach(allocation.id, { stdin: job.spec.stdin }, { signal: stop });
-    await Promise.race([workload.started, failure]);
+    await Promise.race([workload.started, running]);
     return workload;
   } finally {
     watching.abort(new Error('no longer of interest'));
   }
 }
 
-/** Shows each state that the allocation passes through. Rejects when it ended without having run; otherwise goes on. */
-async function watchUntilFailed(
+/**
+ * Shows each state that the allocation passes through. Resolves when it runs, or ran: a silent workload may say
+ * nothing on its stream. Rejects when it ended without having run. Never settles when it cannot be watched: then the
+ * stream will say what is wrong.
+ */
+async function watchUntilRunning(
   { client, allocation, job }: Run,
   status: StatusLine,
   signal: AbortSignal,
-): Promise<never> {
+): Promise<void> {
   let seen = allocation;
   while (!isEndedState(seen.state) && seen.state !== 'running') {
     status.set(describe(seen, job));
     try {
       seen = await client.getAllocation(allocation.id, { waitVersion: seen.version }, { signal });
     } catch {
-      break; // the stream will say what is wrong
+      return await new Promise(() => {});
     }
   }
-  if (seen.state === 'failed' || seen.state === 'lost') {
-    await new Promise((resolve) => setTimeout(resolve, FAILURE_GRACE_MS).unref());
-    throw reasonToError(
-      seen.reason ?? { code: 'sandbox.start-failed', message: `The allocation ${seen.id} is ${seen.state}.` },
-    );
-  }
-  return await new Promise(() => {});
+  if (seen.state === 'running' || seen.state === 'exited') return;
+  await new Promise((resolve) => setTimeout(resolve, FAILURE_GRACE_MS));
+  const unknown = { code: 'sandbox.start-failed', message: `The allocation ${seen.id} is ${seen.state}.` };
+  throw reasonToError(seen.reason ?? unknown);
 }
 
 function describe(allocation: Allocation, job: Job): string {

@@ -1,7 +1,7 @@
 // The client against a server that answers by the API table.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { after, before, beforeEach, describe, it } from 'node:test';
+import { after, before, beforeEach, describe, it, mock } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ApiError } from './apiError.ts';
 import { CloisterClient } from './client.ts';
@@ -198,6 +198,23 @@ describe('CloisterClient', { timeout: 60_000 }, () => {
     for (const chunk of floodChunks(totalBytes)) expected.update(chunk);
     assert.equal(hash.digest('hex'), expected.digest('hex'));
     assert.equal((await workload.exit).exitCode, 0);
+  });
+
+  it('shows that it is alive while it does not read', async () => {
+    mock.timers.enable({ apis: ['setInterval'] });
+    try {
+      const record = server.addJob({ image: 'x', command: ['flood', '30000000'] });
+      const workload = await client.attach(record.allocation.id);
+      await workload.started;
+      for (let turn = 0; turn < 2000; turn++) await nextTurn();
+      assert.equal(record.allocation.state, 'running', 'it is not held up');
+      const before = server.pongs;
+      mock.timers.tick(10_000);
+      await server.until(() => server.pongs > before);
+      workload.close();
+    } finally {
+      mock.timers.reset();
+    }
   });
 
   it('splits input that is longer than a message, and ends it', async () => {

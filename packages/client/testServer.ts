@@ -1,5 +1,5 @@
-// For tests of the client and of the command: a small server that answers by the API table, over HTTPS and
-// WebSockets, with invented workloads instead of machines. It refuses what the table's schemas refuse.
+// For tests: a small server that answers by the API table and refuses what its schemas refuse, over HTTPS and
+// WebSockets, with invented workloads instead of machines.
 
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer, type Server } from 'node:https';
@@ -32,6 +32,7 @@ export class TestServer {
   readonly resizes: string[] = [];
   /** Output that the network took. */
   sentBytes = 0;
+  pongs = 0;
   events: Event[] = [];
   /** Answers instead of the routes, when set. */
   intercept: ((request: IncomingMessage, response: ServerResponse) => boolean) | undefined;
@@ -294,6 +295,8 @@ export class TestServer {
       case 'getNode':
       case 'cordonNode':
       case 'uncordonNode':
+        if (![this.nodeId as string, 'worker-1'].includes(params['node'] ?? ''))
+          throw new CloisterError('not-found', 'There is no such node.');
         return { ...this.node(), cordoned: name === 'cordonNode' };
       case 'createJoinToken':
         return { secret: 'join-secret', role: 'worker', expiresAt: Date.now() + 3_600_000 };

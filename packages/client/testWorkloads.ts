@@ -49,6 +49,7 @@ const WORKLOADS: Record<string, Workload> = {
     inputEnd: (process) => process.exit(0),
     signal: bySignal,
   },
+  silent: { inputEnd: (process) => process.exit(5) },
   sleep: { start: (process) => void process.write(CHANNEL.stdout, Buffer.from('ready\n')), signal: bySignal },
   stubborn: { start: (process) => void process.write(CHANNEL.stdout, Buffer.from('ready\n')) },
   hex: {
@@ -86,7 +87,7 @@ export function serveProcess(
   const start = (command: readonly string[], tty: boolean) => {
     workload = WORKLOADS[command[0] ?? ''] ?? {};
     process = makeProcess(server, ws, record, name, command, tty);
-    process.control({ type: 'started' });
+    if (command[0] !== 'silent') process.control({ type: 'started' }); // a server need not say so
     void workload.start?.(process);
   };
   ws.on('message', (data: Buffer, isBinary) => {
@@ -112,6 +113,10 @@ export function serveProcess(
       server.signals.push(message.signal);
       workload.signal?.(process, message.signal);
     }
+    server.changed();
+  });
+  ws.on('pong', () => {
+    server.pongs++;
     server.changed();
   });
   if (name === 'attach') void attach(server, ws, record, start);

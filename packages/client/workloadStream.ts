@@ -23,7 +23,7 @@ const CONTROL: (typeof CHANNEL)['control'] = 3;
 const MAX_PAYLOAD_BYTES: typeof Payload = 65_536;
 
 const BUFFER_BYTES = 256 * 1024;
-const PING_EVERY_MS = 15_000;
+const PULSE_MS = 10_000;
 const SILENT_LIMIT_MS = 60_000;
 
 export class WorkloadStream {
@@ -35,7 +35,7 @@ export class WorkloadStream {
   readonly stderr: Readable;
   /** The process's input. `end()` closes it there. A write calls back when the network has taken it. */
   readonly stdin: Writable;
-  /** Resolves when the process runs; rejects when it never will. */
+  /** Resolves when the server says that the process runs, or with its first output; rejects when it never will. */
   readonly started: Promise<void>;
   /** Resolves when the process ended and its output has arrived; rejects with an ApiError when that will not be known. */
   readonly exit: Promise<Exit>;
@@ -49,7 +49,7 @@ export class WorkloadStream {
   readonly #full = new Set<number>();
   #isOver = false;
   #lastHeardMs = performance.now();
-  readonly #pinger: NodeJS.Timeout;
+  readonly #pulse: NodeJS.Timeout;
 
   /** For CloisterClient: `socket` is open, and nothing has been read from it. */
   constructor(socket: WebSocket, what: string, signal?: AbortSignal) {
@@ -70,7 +70,7 @@ export class WorkloadStream {
       this.#fail(new ApiError('unavailable', `${what}: the connection broke`, { cause })),
     );
     socket.on('close', (code, reason) => this.#closed(code, reason.toString('utf8')));
-    this.#pinger = setInterval(() => this.#checkPulse(), PING_EVERY_MS);
+    this.#pulse = setInterval(() => this.#checkPulse(), PULSE_MS);
     const abort = () => this.#fail(signal?.reason);
     if (signal?.aborted) abort();
     signal?.addEventListener('abort', abort, { once: true });
@@ -137,6 +137,7 @@ export class WorkloadStream {
   }
 
   #receiveOutput(channel: number, output: Readable, data: Buffer): void {
+    this.#started.resolve();
     if (data.length === 0 || this.#isOver || output.push(data)) return;
     this.#full.add(channel);
     this.#socket.pause();
@@ -177,7 +178,7 @@ export class WorkloadStream {
   #end(): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    clearInterval(this.#pinger);
+    clearInterval(this.#pulse);
     this.stdout.push(null);
     this.stderr.push(null);
     this.#socket.resume(); // a paused socket never sees the other side's close
@@ -197,8 +198,10 @@ export class WorkloadStream {
   }
 
   #checkPulse(): void {
-    if (this.#socket.isPaused) return;
-    if (performance.now() - this.#lastHeardMs > SILENT_LIMIT_MS) {
+    if (this.#socket.isPaused) {
+      // We do not read, so we do not answer the server's pings either. An unasked pong says that we are still here.
+      this.#socket.pong(undefined, undefined, () => {});
+    } else if (performance.now() - this.#lastHeardMs > SILENT_LIMIT_MS) {
       this.#fail(
         new ApiError(
           'unavailable',

@@ -59,10 +59,8 @@ Exits as the process does. 126: the command cannot be executed. 127: it does not
       const { id } = pickRunning(await resolveTarget(client, key), key);
       return await client.exec(id, spec);
     });
-    let gate: SignalGate | undefined;
+    const gate = new SignalGate();
     try {
-      await workload.started;
-      gate = new SignalGate();
       const exit = await runForeground(context, workload, gate, {
         input,
         tty,
@@ -77,7 +75,7 @@ Exits as the process does. 126: the command cannot be executed. 127: it does not
       }
       throw new Failure(`could not ${what}`, error, START_CODES[(error as ApiError).code]);
     } finally {
-      gate?.close();
+      gate.close();
       workload.close();
     }
   },
