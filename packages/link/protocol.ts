@@ -40,8 +40,8 @@ function loadMethods(): LinkMethods {
     oneofs: true,
   });
   const service = definition['cloister.link.v1.Link'] as unknown as Record<string, unknown> | undefined;
-  const session = service?.['Session'];
-  const stream = service?.['Stream'];
+  const session = service?.Session;
+  const stream = service?.Stream;
   if (!session || !stream) throw new Error('proto/link.proto has no service Link with Session and Stream.');
   return { session, stream } as LinkMethods;
 }

@@ -55,7 +55,7 @@ test("another tenant's objects are not there: same answer as for what never was"
   assert.deepEqual((await cluster.call('GET', '/v1/allocations', undefined, bob)).body, { allocations: [] });
   for await (const event of cluster.lines('/v1/events', bob)) assert.fail(JSON.stringify(event));
   const mine = [];
-  for await (const event of cluster.lines('/v1/events', alice)) mine.push(event['type']);
+  for await (const event of cluster.lines('/v1/events', alice)) mine.push(event.type);
   assert.ok(
     mine.includes('job.created') && mine.includes('allocation.running') && !mine.includes('node.joined'),
   );

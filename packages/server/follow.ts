@@ -7,6 +7,7 @@ import { CompactedError, type Store } from '@cloister/store/store.ts';
 import { ClusterState, type StateChange } from './state.ts';
 
 const REVISION_TIMEOUT_MS = 10_000;
+const STORED_BUT_CLOSING = 'The change is stored, but this server is closing.';
 
 export class Follower {
   #state = new ClusterState();
@@ -48,6 +49,7 @@ export class Follower {
   /** Resolves when the state has the revision. */
   async reach(revision: number): Promise<void> {
     if (this.#state.revision >= revision) return;
+    if (this.#stop.signal.aborted) throw new CloisterError('unavailable', STORED_BUT_CLOSING);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const waiter = { revision, resolve, reject };
     this.#revisionWaiters.push(waiter);
@@ -94,7 +96,7 @@ export class Follower {
   async close(): Promise<void> {
     this.#stop.abort();
     await this.#following;
-    const closing = new CloisterError('unavailable', 'The change is stored, but this server is closing.');
+    const closing = new CloisterError('unavailable', STORED_BUT_CLOSING);
     for (const waiter of this.#revisionWaiters.splice(0)) waiter.reject(closing);
   }
 

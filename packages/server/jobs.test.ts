@@ -149,7 +149,7 @@ test('a long poll answers when the version has grown', limit, async () => {
 });
 
 async function whenEvent(cluster: TestCluster, type: string): Promise<void> {
-  for await (const event of cluster.lines('/v1/events?follow=true')) if (event['type'] === type) return;
+  for await (const event of cluster.lines('/v1/events?follow=true')) if (event.type === type) return;
   throw new Error(`no ${type}`);
 }
 

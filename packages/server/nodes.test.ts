@@ -28,13 +28,13 @@ const joinWith = (
 
 async function eventTypes(cluster: TestCluster): Promise<unknown[]> {
   const types: unknown[] = [];
-  for await (const event of cluster.lines('/v1/events')) types.push(event['type']);
+  for await (const event of cluster.lines('/v1/events')) types.push(event.type);
   return types;
 }
 
 async function whenEvent(cluster: TestCluster, type: string, after = 0): Promise<Record<string, unknown>> {
   for await (const event of cluster.lines(`/v1/events?follow=true&after=${after}`))
-    if (event['type'] === type) return event;
+    if (event.type === type) return event;
   throw new Error(`no ${type}`);
 }
 
@@ -107,7 +107,7 @@ test('a node whose clock is an hour wrong works, and operators are told', limit,
   await using cluster = await startTestCluster();
   await cluster.newAgent('late', { clockSkewMs: -3_600_000 });
   const event = await whenEvent(cluster, 'node.ready');
-  assert.match(String(event['message']), /clock is 1h0m behind|clock is 59m59s behind/);
+  assert.match(String(event.message), /clock is 1h0m behind|clock is 59m59s behind/);
   const { allocations } = await cluster.run({});
   await cluster.whenAllocation(allocations[0]!.id, ({ state }) => state === 'running');
 });

@@ -55,7 +55,7 @@ export function asCloisterError(error: unknown): CloisterError | undefined {
 function invalidFields(errors: readonly FastifySchemaValidationError[], context: string): CloisterError {
   const fields: FieldError[] = [];
   for (const { instancePath, keyword, message, params } of errors) {
-    const inside = { ...params }['missingProperty'] ?? { ...params }['additionalProperty'];
+    const inside = { ...params }.missingProperty ?? { ...params }.additionalProperty;
     const pointer =
       instancePath +
       (typeof inside === 'string' ? `/${inside.replace(/~/g, '~0').replace(/\//g, '~1')}` : '');

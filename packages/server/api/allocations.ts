@@ -23,7 +23,7 @@ export function allocationHandlers(parts: Parts): Handlers<Names> {
       return { allocations: held.map((one) => showAllocation(parts, one)) };
     },
     getAllocation: async ({ caller, params, query, signal }) => {
-      const held = findAllocation(parts, caller, params['allocation']);
+      const held = findAllocation(parts, caller, params.allocation);
       const { id, jobId } = held.record;
       const { waitVersion } = query;
       if (waitVersion !== undefined) {
@@ -40,11 +40,11 @@ export function allocationHandlers(parts: Parts): Handlers<Names> {
       return showAllocation(parts, findAllocation(parts, caller, id));
     },
     logs: (call) => {
-      findAllocation(parts, call.caller, call.params['allocation']);
+      findAllocation(parts, call.caller, call.params.allocation);
       return readLogs(parts, call);
     },
     attach: ({ caller, params, query }) => {
-      const { id, jobId } = findAllocation(parts, caller, params['allocation']).record;
+      const { id, jobId } = findAllocation(parts, caller, params.allocation).record;
       streams.requireRoom(caller.tenant.id); // told as an error of the request, while that can still be had
       return async (socket) => {
         socket.once('close', streams.enter(caller.tenant.id, jobId));
@@ -52,7 +52,7 @@ export function allocationHandlers(parts: Parts): Handlers<Names> {
       };
     },
     exec: ({ caller, params }) => {
-      const { id, jobId, nodeId, state } = findAllocation(parts, caller, params['allocation']).record;
+      const { id, jobId, nodeId, state } = findAllocation(parts, caller, params.allocation).record;
       if (state !== 'running' || !nodeId) {
         throw new CloisterError(
           'state.wrong',
@@ -73,7 +73,7 @@ async function* readLogs(
   parts: Parts,
   { caller, params, query, signal }: Call<'logs'>,
 ): AsyncGenerator<LogLine> {
-  const { id, state } = findAllocation(parts, caller, params['allocation']).record;
+  const { id, state } = findAllocation(parts, caller, params.allocation).record;
   const follow = query.follow === true;
   if (!follow && state !== 'running' && !isEnded(state)) return;
   const record = await whenStarted(parts.cluster, id, signal);

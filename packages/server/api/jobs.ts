@@ -28,20 +28,20 @@ export function jobHandlers(parts: Parts): Handlers<Names> {
       wanted.sort((a, b) => b.record.createdAt - a.record.createdAt);
       return { jobs: wanted.map((job) => showJob(parts, job)) };
     },
-    getJob: ({ caller, params }) => showJob(parts, findJob(parts, caller, params['job'])),
+    getJob: ({ caller, params }) => showJob(parts, findJob(parts, caller, params.job)),
     stopJob: async ({ caller, params, body }) => {
-      const { id } = findJob(parts, caller, params['job']).record;
+      const { id } = findJob(parts, caller, params.job).record;
       await endJob(cluster, id, 'stop', body.graceMs);
       return show(id);
     },
     killJob: async ({ caller, params }) => {
-      const { id } = findJob(parts, caller, params['job']).record;
+      const { id } = findJob(parts, caller, params.job).record;
       await endJob(cluster, id, 'kill');
       return show(id);
     },
     signalJob: (call) => signalJob(parts, call),
     removeJob: async ({ caller, params, query, signal }) => {
-      const { id } = findJob(parts, caller, params['job']).record;
+      const { id } = findJob(parts, caller, params.job).record;
       await removeJob(cluster, id, query.force === true);
       const gone = await cluster.follower.until((state) => (state.jobs.has(id) ? undefined : true), {
         concerns: (change) => change.jobs.has(id),
@@ -59,7 +59,7 @@ export function jobHandlers(parts: Parts): Handlers<Names> {
 }
 
 async function signalJob(parts: Parts, { caller, params, body }: Call<'signalJob'>): Promise<undefined> {
-  const { record: job } = findJob(parts, caller, params['job']);
+  const { record: job } = findJob(parts, caller, params.job);
   const running = parts.cluster.follower.state
     .allocationsOfJob(job.id)
     .filter(({ record }) => record.state === 'running');

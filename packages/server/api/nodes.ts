@@ -22,11 +22,11 @@ export function nodeHandlers(parts: Parts): Handlers<Names> {
       const nodes = [...cluster.follower.state.nodes.values()].map((held) => fleet.view(held));
       return { nodes: nodes.sort((a, b) => (a.name < b.name ? -1 : 1)) };
     },
-    getNode: ({ params }) => fleet.view(findNode(parts, params['node'])),
-    cordonNode: ({ params }) => setCordoned(parts, params['node'], true),
-    uncordonNode: ({ params }) => setCordoned(parts, params['node'], false),
+    getNode: ({ params }) => fleet.view(findNode(parts, params.node)),
+    cordonNode: ({ params }) => setCordoned(parts, params.node, true),
+    uncordonNode: ({ params }) => setCordoned(parts, params.node, false),
     removeNode: async ({ params }) => {
-      await removeNode(parts, findNode(parts, params['node']).record.id);
+      await removeNode(parts, findNode(parts, params.node).record.id);
       return undefined;
     },
     createJoinToken: ({ body }) => createJoinToken(cluster, body),

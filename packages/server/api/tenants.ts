@@ -59,7 +59,7 @@ export function tenantHandlers({ cluster }: Parts): Handlers<Names> {
       return findTenant(id);
     },
     createToken: async ({ params, body }) => {
-      const tenant = findTenant(params['tenant']);
+      const tenant = findTenant(params.tenant);
       if (tokensOf(tenant.id).length >= MAX_TOKENS_PER_TENANT) {
         throw new CloisterError(
           'limit.exceeded',
@@ -77,14 +77,14 @@ export function tenantHandlers({ cluster }: Parts): Handlers<Names> {
     },
     revokeToken: async ({ params }) => {
       await committer.commit((state, change) => {
-        const token = state.tokens.get(params['token'] as TokenId);
-        if (!token) throw new CloisterError('not-found', `There is no token "${params['token']}".`);
+        const token = state.tokens.get(params.token as TokenId);
+        if (!token) throw new CloisterError('not-found', `There is no token "${params.token}".`);
         change.delete(keys.token(token.record.id), token.modRevision);
         return true;
       });
       return undefined;
     },
-    listTokens: ({ params }) => ({ tokens: tokensOf(findTenant(params['tenant']).id).map(withoutHash) }),
+    listTokens: ({ params }) => ({ tokens: tokensOf(findTenant(params.tenant).id).map(withoutHash) }),
   };
 }
 
