@@ -8,6 +8,7 @@
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void say(const char *name, long result) {
@@ -20,6 +21,7 @@ int main(int count, char **arguments) {
 	long child = fork();
 	if (child == 0) _exit(0);
 	say("fork", child);
+	if (child > 0) waitpid(child, NULL, 0); // or its SIGCHLD would stop us for good, once we are traced
 	say("ptrace", ptrace(PTRACE_TRACEME, 0, 0, 0));
 	say("inet", socket(AF_INET, SOCK_STREAM, 0));
 	say("netlink", socket(AF_NETLINK, SOCK_RAW, 0));
