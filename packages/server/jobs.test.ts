@@ -36,6 +36,8 @@ test('what has ended never comes back, and an older status changes nothing', lim
   await agent.report(id, 'exited', { sequence: 11, exitCode: 0 });
   await agent.report(id, 'running', { sequence: 12 });
   await agent.when((message) => message.message === 'statusStored' && message.statusStored.sequence === 12);
+  await agent.report(id, 'failed', { sequence: 13, reasonCode: 'internal', reasonMessage: 'After its end.' });
+  await agent.when((message) => message.message === 'statusStored' && message.statusStored.sequence === 13);
   const allocation = await cluster.allocation(id);
   assert.equal(allocation.state, 'exited');
   assert.equal(allocation.exitCode, 0);
@@ -146,6 +148,26 @@ test('a long poll answers when the version has grown', limit, async () => {
   const { body } = await polling;
   assert.ok(body.version > before.version);
   assert.equal(body.desired, 'kill');
+});
+
+test('the log of events keeps the newest, in order, and no more than it should', limit, async () => {
+  await using cluster = await startTestCluster({ keepEvents: 20 });
+  for (let index = 0; index < 60; index++) await cluster.run({ name: `job-${index}` });
+  const revisions: number[] = [];
+  const names: unknown[] = [];
+  for await (const event of cluster.lines('/v1/events')) {
+    revisions.push(event.revision as number);
+    names.push(event.name);
+  }
+  assert.ok(revisions.length >= 20 && revisions.length <= 30, `${revisions.length} events`);
+  assert.deepEqual(
+    revisions,
+    revisions.toSorted((a, b) => a - b),
+  );
+  assert.equal(names.at(-1), 'job-59');
+  const after = [];
+  for await (const event of cluster.lines(`/v1/events?after=${revisions.at(-2)}`)) after.push(event.name);
+  assert.deepEqual(after, ['job-59']);
 });
 
 async function whenEvent(cluster: TestCluster, type: string): Promise<void> {
