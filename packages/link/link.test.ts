@@ -1,6 +1,8 @@
 // The link as a whole: two ends in one process, over real TLS on loopback.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { after, before, test } from 'node:test';
+import * as tls from 'node:tls';
 import { silentLogger } from '@cloister/kit/log.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { newNodeId } from '@cloister/model/ids.ts';
@@ -124,6 +126,22 @@ test("an agent talks to no server but its own authority's", async () => {
     connectLink({ address: link.address, caPem: foreign.certificatePem, ...identity }),
     (error: CloisterError) => error.code === 'unavailable' && /certificate/i.test(error.message),
   );
+});
+
+test('the server speaks TLS 1.3 and nothing older', async () => {
+  const { certificatePem, keyPem } = await nodeIdentity();
+  const port = Number(link.address.split(':')[1]);
+  const handshake = async (maxVersion: 'TLSv1.2' | 'TLSv1.3'): Promise<void> => {
+    const identity = { ca: authority.certificatePem, cert: certificatePem, key: keyPem };
+    const socket = tls.connect({ host: '127.0.0.1', port, ...identity, maxVersion, ALPNProtocols: ['h2'] });
+    try {
+      await once(socket, 'secureConnect');
+    } finally {
+      socket.destroy();
+    }
+  };
+  await handshake('TLSv1.3');
+  await assert.rejects(handshake('TLSv1.2'));
 });
 
 test("an error of the session's handler reaches the agent with its code", async () => {
