@@ -174,6 +174,29 @@ describe('a machine in its jail', () => {
     assert.deepEqual(read(['pids.max']), ['82']);
   });
 
+  test('idle, it sleeps: its clock does not tick', async () => {
+    const switches = () =>
+      readdirSync(`/proc/${vmm.pid}/task`)
+        .map((thread) => readFileSync(`/proc/${vmm.pid}/task/${thread}/status`, 'utf8'))
+        .reduce((sum, status) => sum + Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(status)?.[1]), 0);
+    // A tick of 250 Hz on two virtual CPUs would be 250 wake-ups in half a second, at least.
+    let last = switches();
+    await poll(
+      () => {
+        const now = switches();
+        const woken = now - last;
+        last = now;
+        return woken > 0 && woken < 120 ? true : undefined;
+      },
+      {
+        clock: systemClock,
+        everyMs: 500,
+        timeoutMs: 15_000,
+        makeError: () => new Error('it never came to rest'),
+      },
+    );
+  });
+
   test('killed, it is gone at once, and destroy leaves nothing of it', async () => {
     assert.equal(await fixture.jails.kill(vmm), true);
     await withTimeout(channel.closed, 2_000, () => new Error('the channel is still open'));
