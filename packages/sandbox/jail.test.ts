@@ -1,7 +1,7 @@
 // The jail by itself, with a small program in the VMM's place: what it may do, and that nothing of it stays.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { systemClock } from '@cloister/kit/clock.ts';
@@ -29,8 +29,6 @@ before(async () => {
     join(import.meta.dirname, 'jailCalls.c'),
   ]);
   execFileSync('mknod', ['-m', '666', join(rootPath, 'dev/null'), 'c', '1', '3']); // the runtime asks for it
-  // mkdtemp makes folders of mode 0700, which the jail's user has to walk through where it has no capabilities.
-  chmodSync(fixture.folder, 0o755);
 });
 after(async () => await fixture[Symbol.asyncDispose]());
 

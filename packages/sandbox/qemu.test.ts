@@ -1,7 +1,7 @@
 // QEMU in its jail, with the guest that `make guest` builds: it boots, and has no more than it needs.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmodSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -26,7 +26,6 @@ let driver: QemuDriver;
 
 before(async () => {
   fixture = await JailFixture.open();
-  chmodSync(fixture.folder, 0o755);
   root = await prepareQemuRoot(fixture.folder, 'tcg');
   driver = new QemuDriver({ acceleration: 'tcg', rootPath: root.path, tscKhz: await hostTscKhz() });
 });
