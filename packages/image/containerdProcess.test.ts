@@ -25,9 +25,10 @@ test('an agent that is killed leaves containerd running, and the next one adopts
   const module = join(import.meta.dirname, 'containerdProcess.ts');
   const agent = spawn(process.execPath, ['--input-type=module', '--eval', program, module, folder], {
     stdio: ['ignore', 'pipe', 'inherit'],
+    detached: true, // a group of its own, to end as a terminal or a supervisor would
   });
   const [line] = (await once(agent.stdout, 'data')) as [Buffer];
-  agent.kill('SIGKILL');
+  process.kill(-(agent.pid ?? Number.NaN), 'SIGKILL');
   await once(agent, 'exit');
   await using adopted = await ContainerdProcess.open({ folder });
   assert.equal(adopted.pid, Number(line.toString()));

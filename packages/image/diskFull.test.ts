@@ -1,7 +1,7 @@
 // A disk that fills up: a small tmpfs under the store's folder, or under containerd's.
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, open, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -55,6 +55,27 @@ test('when containerd finds no room for a layer, or for what it unpacks to, noth
     await node.assertNothingLeft(folder);
   }
   assert.equal((await store.pull(fake.serve(small))).digest, small.manifest.digest);
+});
+
+test('a disk that somebody else keeps full does not keep containerd from deleting', async (t) => {
+  const disk = await smallDisk(t, 6);
+  const root = join(disk, 'containerd');
+  await mkdir(root);
+  await using node = await TestNode.start(root);
+  const folder = join(node.folder, 'store');
+  const store = await node.store({ folder, minFreeBytes: -100_000_000 });
+  await using fake = await FakeRegistry.start();
+  const greedy = await open(join(disk, 'greedy'), 'w');
+  const page = Buffer.alloc(4096);
+  const timer = setInterval(() => {
+    greedy.write(page).catch(() => {}); // full, which is the idea
+  }, 2);
+  await assert.rejects(store.pull(fake.serve(compressible)), { code: 'node.disk-full' });
+  clearInterval(timer);
+  await greedy.close();
+  const snapshots = join(node.containerd.rootFolder, 'io.containerd.snapshotter.v1.overlayfs', 'snapshots');
+  assert.deepEqual(await readdir(snapshots), []);
+  await node.assertNothingLeft(folder);
 });
 
 test('a pull for which there is not enough room to begin with fetches no layer', async (t) => {

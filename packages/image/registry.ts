@@ -169,7 +169,7 @@ export class Repository {
 
   #redirected(location: string, from: URL): URL {
     const url = URL.parse(location, from);
-    if (!url || url.username !== '' || url.password !== '') {
+    if (url?.username !== '' || url.password !== '') {
       throw new CloisterError('image.pull-failed', `${this.#host} redirects to what is not a plain address.`);
     }
     return url;
