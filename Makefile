@@ -1,0 +1,30 @@
+# Everything a newcomer needs: make demo, make test. `make help` lists the rest.
+SHELL := /bin/bash
+NODE := node_modules/.bin/node
+PACKAGES := containerd runc qemu-system-x86 qemu-system-data erofs-utils squashfs-tools e2fsprogs util-linux mount coreutils findutils \
+  docker-registry apache2-utils openssl busybox-static strace gcc libc6-dev binutils lz4 cpio libfaketime python3
+
+.PHONY: help check test guest deps debian-packages
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
+
+deps: node_modules/.package-lock.json debian-packages ## Install what is missing
+
+node_modules/.package-lock.json: package.json package-lock.json $(wildcard packages/*/package.json)
+	npm ci --no-audit --no-fund
+	@touch $@
+
+debian-packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing Debian packages:" $$missing; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+guest: deps ## Build the guest: kernel and initramfs
+	@$(MAKE) --no-print-directory -C guest OUT=../build/guest
+
+check: node_modules/.package-lock.json ## Format, lint and types
+	node_modules/.bin/biome ci .
+	node_modules/.bin/tsc -p .
+
+test: guest ## Every test
+	$(NODE) --test --test-concurrency=1 --test-timeout=600000 "packages/**/*.test.ts" "guest/*.test.ts"
