@@ -10,8 +10,9 @@ help: ## This list
 
 deps: node_modules/.package-lock.json debian-packages ## Install what is missing
 
+# Not `npm ci`: it asks the lock file for optional packages of other platforms, which not every registry has.
 node_modules/.package-lock.json: package.json package-lock.json $(wildcard packages/*/package.json)
-	npm ci --no-audit --no-fund
+	npm install --no-save --no-audit --no-fund --loglevel=error
 	@touch $@
 
 debian-packages:
@@ -23,7 +24,7 @@ guest: deps ## Build the guest: kernel and initramfs
 	@$(MAKE) --no-print-directory -C guest OUT=../build/guest
 
 check: node_modules/.package-lock.json ## Format, lint and types
-	node_modules/.bin/biome ci .
+	node_modules/.bin/biome ci --colors=off --error-on-warnings .
 	node_modules/.bin/tsc -p .
 
 test: guest ## Every test

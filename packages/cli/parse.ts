@@ -48,7 +48,7 @@ function parseWords(
 function firstArgument(words: readonly string[], options: Options): number {
   for (let i = 0; i < words.length; i++) {
     const word = words[i] ?? '';
-    if (word === '--') return i + 1 < words.length ? i + 1 : words.length;
+    if (word === '--') return Math.min(i + 1, words.length);
     if (!word.startsWith('-') || word === '-') return i;
     if (takesNextWord(word, options)) i++;
   }

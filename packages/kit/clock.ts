@@ -43,10 +43,14 @@ export class ManualClock implements Clock {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     if (signal?.aborted) return Promise.reject(signal.reason);
     const sleeper = { atMs: this.#nowMs + ms, wake: resolve };
-    signal?.addEventListener('abort', () => {
-      this.#sleepers = this.#sleepers.filter((other) => other !== sleeper);
-      reject(signal.reason);
-    }, { once: true });
+    signal?.addEventListener(
+      'abort',
+      () => {
+        this.#sleepers = this.#sleepers.filter((other) => other !== sleeper);
+        reject(signal.reason);
+      },
+      { once: true },
+    );
     this.#sleepers.push(sleeper);
     return promise;
   }
@@ -55,7 +59,9 @@ export class ManualClock implements Clock {
   async advance(ms: number): Promise<void> {
     const untilMs = this.#nowMs + ms;
     for (;;) {
-      const next = this.#sleepers.filter((sleeper) => sleeper.atMs <= untilMs).sort((a, b) => a.atMs - b.atMs)[0];
+      const next = this.#sleepers
+        .filter((sleeper) => sleeper.atMs <= untilMs)
+        .sort((a, b) => a.atMs - b.atMs)[0];
       if (!next) break;
       this.#sleepers = this.#sleepers.filter((sleeper) => sleeper !== next);
       this.#nowMs = next.atMs;

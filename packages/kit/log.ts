@@ -1,6 +1,6 @@
 // Structured logging: one JSON object a line on standard error, or a file. Never log a secret, and never a byte
 // that came from a guest without bounding it first.
-import { type Logger as PinoLogger, destination, pino } from 'pino';
+import { destination, type Logger as PinoLogger, pino } from 'pino';
 
 export type Logger = PinoLogger;
 
@@ -12,7 +12,18 @@ export function createLogger(name: string, options: { file?: string; level?: str
       level: options.level ?? process.env['CLOISTER_LOG'] ?? 'info',
       base: { pid: process.pid },
       timestamp: () => `,"time":"${new Date().toISOString()}"`,
-      redact: { paths: ['token', 'secret', 'password', 'authorization', '*.token', '*.secret', '*.password', '*.authorization'] },
+      redact: {
+        paths: [
+          'token',
+          'secret',
+          'password',
+          'authorization',
+          '*.token',
+          '*.secret',
+          '*.password',
+          '*.authorization',
+        ],
+      },
     },
     destination({ dest: options.file ?? 2, sync: true }),
   );

@@ -58,13 +58,22 @@ class Tail {
 export const MINIMAL_ENV = { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' } as const;
 
 /** Runs to the end and returns what it printed, whatever its exit code. Throws ProgramError when it could not be started or took too long. */
-export async function runUnchecked(command: string, args: readonly string[], options: RunOptions): Promise<RunResult> {
+export async function runUnchecked(
+  command: string,
+  args: readonly string[],
+  options: RunOptions,
+): Promise<RunResult> {
   const stdout = new Tail(options.maxOutputBytes ?? 65_536);
   const stderr = new Tail(options.maxOutputBytes ?? 65_536);
   const child = spawn(command, args, {
     cwd: options.cwd,
     env: options.env ?? MINIMAL_ENV,
-    stdio: [options.input === undefined ? 'ignore' : 'pipe', options.outputFd ?? 'pipe', options.outputFd ?? 'pipe', ...(options.inheritedFds ?? [])],
+    stdio: [
+      options.input === undefined ? 'ignore' : 'pipe',
+      options.outputFd ?? 'pipe',
+      options.outputFd ?? 'pipe',
+      ...(options.inheritedFds ?? []),
+    ],
     timeout: options.timeoutMs,
     killSignal: 'SIGKILL',
     ...(options.signal ? { signal: options.signal } : {}),
@@ -75,7 +84,11 @@ export async function runUnchecked(command: string, args: readonly string[], opt
   child.stdin?.end(options.input);
   const startedAt = performance.now();
   const { promise, resolve, reject } = Promise.withResolvers<RunResult>();
-  const result = (exitCode: number | null): RunResult => ({ stdout: stdout.text(), stderr: stderr.text(), exitCode });
+  const result = (exitCode: number | null): RunResult => ({
+    stdout: stdout.text(),
+    stderr: stderr.text(),
+    exitCode,
+  });
   child.once('error', (error) => reject(new ProgramError(command, 'could not be run', result(null), error)));
   child.once('close', (exitCode) => {
     if (exitCode === null && performance.now() - startedAt >= options.timeoutMs) {
@@ -91,7 +104,11 @@ export async function runUnchecked(command: string, args: readonly string[], opt
 export async function run(command: string, args: readonly string[], options: RunOptions): Promise<RunResult> {
   const result = await runUnchecked(command, args, options);
   if (result.exitCode !== 0) {
-    throw new ProgramError(command, result.exitCode === null ? 'was killed' : `failed with exit code ${result.exitCode}`, result);
+    throw new ProgramError(
+      command,
+      result.exitCode === null ? 'was killed' : `failed with exit code ${result.exitCode}`,
+      result,
+    );
   }
   return result;
 }

@@ -43,7 +43,8 @@ export class BoundedQueue<Item> implements AsyncIterable<Item> {
   /** No more items; takers get what is left, then the end. */
   close(): void {
     this.#closed = true;
-    if (this.#items.length === 0) for (const taker of this.#takers.splice(0)) taker({ value: undefined, done: true });
+    if (this.#items.length === 0)
+      for (const taker of this.#takers.splice(0)) taker({ value: undefined, done: true });
     for (const giver of this.#givers.splice(0)) giver();
   }
 

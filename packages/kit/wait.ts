@@ -2,7 +2,11 @@
 import type { Clock } from './clock.ts';
 
 /** Rejects with `makeError()` when the promise takes longer than `timeoutMs`. The promise itself goes on. */
-export async function withTimeout<Value>(promise: Promise<Value>, timeoutMs: number, makeError: () => Error): Promise<Value> {
+export async function withTimeout<Value>(
+  promise: Promise<Value>,
+  timeoutMs: number,
+  makeError: () => Error,
+): Promise<Value> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(makeError()), timeoutMs);
@@ -15,7 +19,12 @@ export async function withTimeout<Value>(promise: Promise<Value>, timeoutMs: num
 }
 
 /** Delays that double from `firstMs` up to `maxMs`, each with up to 50% of jitter so that many do not return at once. */
-export function backoffMs(attempt: number, firstMs: number, maxMs: number, random: () => number = Math.random): number {
+export function backoffMs(
+  attempt: number,
+  firstMs: number,
+  maxMs: number,
+  random: () => number = Math.random,
+): number {
   const base = Math.min(maxMs, firstMs * 2 ** Math.min(attempt, 30));
   return base * (0.5 + random() / 2);
 }

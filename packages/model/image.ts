@@ -21,7 +21,7 @@ export interface ImageConfig {
 
 export const ImageSchema = Type.Object({
   reference: Type.String({ description: 'Normalized: registry/name:tag or registry/name@digest.' }),
-  digest: Type.String({ description: 'Of the manifest for this node\'s platform.' }),
+  digest: Type.String({ description: "Of the manifest for this node's platform." }),
   nodeId: NodeIdSchema,
   sizeBytes: Type.Integer({ description: 'Of its compressed layers.' }),
   blockBytes: Type.Integer({ description: 'Of its block image.' }),

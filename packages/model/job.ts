@@ -22,9 +22,24 @@ const WordSchema = Type.String({ maxLength: 65_536, pattern: '^[^\\u0000]*$' });
 
 export const ResourcesSchema = Type.Object(
   {
-    cpuMilli: Type.Integer({ minimum: LIMITS.cpuMilli.min, maximum: LIMITS.cpuMilli.max, default: LIMITS.cpuMilli.default, description: 'Thousandths of a CPU.' }),
-    memoryMiB: Type.Integer({ minimum: LIMITS.memoryMiB.min, maximum: LIMITS.memoryMiB.max, default: LIMITS.memoryMiB.default, description: 'Memory of the machine, its kernel included.' }),
-    diskMiB: Type.Integer({ minimum: LIMITS.diskMiB.min, maximum: LIMITS.diskMiB.max, default: LIMITS.diskMiB.default, description: 'Size of the scratch disk over the image.' }),
+    cpuMilli: Type.Integer({
+      minimum: LIMITS.cpuMilli.min,
+      maximum: LIMITS.cpuMilli.max,
+      default: LIMITS.cpuMilli.default,
+      description: 'Thousandths of a CPU.',
+    }),
+    memoryMiB: Type.Integer({
+      minimum: LIMITS.memoryMiB.min,
+      maximum: LIMITS.memoryMiB.max,
+      default: LIMITS.memoryMiB.default,
+      description: 'Memory of the machine, its kernel included.',
+    }),
+    diskMiB: Type.Integer({
+      minimum: LIMITS.diskMiB.min,
+      maximum: LIMITS.diskMiB.max,
+      default: LIMITS.diskMiB.default,
+      description: 'Size of the scratch disk over the image.',
+    }),
   },
   { additionalProperties: false },
 );
@@ -33,22 +48,74 @@ export type Resources = Static<typeof ResourcesSchema>;
 export const JobSpecSchema = Type.Object(
   {
     name: Type.Optional(NameSchema),
-    kind: Type.Union([Type.Literal('batch'), Type.Literal('service')], { default: 'batch', description: 'batch: runs to completion; service: kept running.' }),
+    kind: Type.Union([Type.Literal('batch'), Type.Literal('service')], {
+      default: 'batch',
+      description: 'batch: runs to completion; service: kept running.',
+    }),
     image: Type.String({ minLength: 1, maxLength: 512, description: '[REGISTRY/]NAME[:TAG|@DIGEST]' }),
-    entrypoint: Type.Optional(Type.Array(WordSchema, { maxItems: 1024, description: 'Replaces the image\'s Entrypoint; its Cmd is then dropped, as Docker does.' })),
-    command: Type.Optional(Type.Array(WordSchema, { maxItems: 4096, description: 'Replaces the image\'s Cmd.' })),
-    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), WordSchema, { additionalProperties: false, default: {}, maxProperties: 1024, description: 'Added to, and before, the image\'s Env.' }),
-    user: Type.Optional(Type.String({ maxLength: 128, pattern: '^[^\\u0000]*$', description: 'Replaces the image\'s User: NAME|UID[:GROUP|GID].' })),
+    entrypoint: Type.Optional(
+      Type.Array(WordSchema, {
+        maxItems: 1024,
+        description: "Replaces the image's Entrypoint; its Cmd is then dropped, as Docker does.",
+      }),
+    ),
+    command: Type.Optional(
+      Type.Array(WordSchema, { maxItems: 4096, description: "Replaces the image's Cmd." }),
+    ),
+    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), WordSchema, {
+      additionalProperties: false,
+      default: {},
+      maxProperties: 1024,
+      description: "Added to, and before, the image's Env.",
+    }),
+    user: Type.Optional(
+      Type.String({
+        maxLength: 128,
+        pattern: '^[^\\u0000]*$',
+        description: "Replaces the image's User: NAME|UID[:GROUP|GID].",
+      }),
+    ),
     workingDir: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/[^\\u0000]*$' })),
-    hostname: Type.Optional(Type.String({ maxLength: 63, pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$', description: 'Default: the job\'s name or the allocation\'s short id.' })),
+    hostname: Type.Optional(
+      Type.String({
+        maxLength: 63,
+        pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$',
+        description: "Default: the job's name or the allocation's short id.",
+      }),
+    ),
     tty: Type.Boolean({ default: false, description: 'Give the workload a terminal.' }),
-    stdin: Type.Boolean({ default: false, description: 'Keep standard input open for "attach". Otherwise it is at its end from the start.' }),
+    stdin: Type.Boolean({
+      default: false,
+      description: 'Keep standard input open for "attach". Otherwise it is at its end from the start.',
+    }),
     resources: Type.Unsafe<Resources>({ ...ResourcesSchema, default: {} }),
     count: Type.Integer({ minimum: LIMITS.count.min, maximum: LIMITS.count.max, default: 1 }),
-    stopGraceMs: Type.Integer({ minimum: LIMITS.stopGraceMs.min, maximum: LIMITS.stopGraceMs.max, default: LIMITS.stopGraceMs.default, description: 'From the stop signal to the kill.' }),
-    removeWhenDone: Type.Boolean({ default: false, description: 'Remove the job, its allocations and logs once all instances ended and nobody is attached.' }),
-    labels: Type.Record(Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }), Type.String({ maxLength: 256 }), { additionalProperties: false, default: {}, maxProperties: 64 }),
-    nodeLabels: Type.Record(Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }), Type.String({ maxLength: 256 }), { additionalProperties: false, default: {}, maxProperties: 16, description: 'Only nodes that have all of these labels.' }),
+    stopGraceMs: Type.Integer({
+      minimum: LIMITS.stopGraceMs.min,
+      maximum: LIMITS.stopGraceMs.max,
+      default: LIMITS.stopGraceMs.default,
+      description: 'From the stop signal to the kill.',
+    }),
+    removeWhenDone: Type.Boolean({
+      default: false,
+      description:
+        'Remove the job, its allocations and logs once all instances ended and nobody is attached.',
+    }),
+    labels: Type.Record(
+      Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }),
+      Type.String({ maxLength: 256 }),
+      { additionalProperties: false, default: {}, maxProperties: 64 },
+    ),
+    nodeLabels: Type.Record(
+      Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9./_-]{0,62}$' }),
+      Type.String({ maxLength: 256 }),
+      {
+        additionalProperties: false,
+        default: {},
+        maxProperties: 16,
+        description: 'Only nodes that have all of these labels.',
+      },
+    ),
   },
   { additionalProperties: false },
 );
@@ -58,7 +125,11 @@ export type JobSpec = Static<typeof JobSpecSchema>;
  * active: has, or should have, instances that are not ended; stopping: asked to stop;
  * done: all instances ended (batch), or stopped.
  */
-export const JobStateSchema = Type.Union([Type.Literal('active'), Type.Literal('stopping'), Type.Literal('done')]);
+export const JobStateSchema = Type.Union([
+  Type.Literal('active'),
+  Type.Literal('stopping'),
+  Type.Literal('done'),
+]);
 
 export const JobSchema = Type.Object({
   id: JobIdSchema,
@@ -76,11 +147,21 @@ export type Job = Static<typeof JobSchema>;
  * exited: the workload ended, with exitCode or signal; failed: never ran, or its machine broke, see reason;
  * lost: its node went away with it.
  */
-export const ALLOCATION_STATES = ['pending', 'placed', 'pulling', 'starting', 'running', 'exited', 'failed', 'lost'] as const;
+export const ALLOCATION_STATES = [
+  'pending',
+  'placed',
+  'pulling',
+  'starting',
+  'running',
+  'exited',
+  'failed',
+  'lost',
+] as const;
 export const AllocationStateSchema = Type.Union(ALLOCATION_STATES.map((state) => Type.Literal(state)));
 export type AllocationState = (typeof ALLOCATION_STATES)[number];
 
-export const isEnded = (state: AllocationState): boolean => state === 'exited' || state === 'failed' || state === 'lost';
+export const isEnded = (state: AllocationState): boolean =>
+  state === 'exited' || state === 'failed' || state === 'lost';
 
 /** Milliseconds since the Unix epoch at which the stage was over, by the node's clock; accepted and placed by the server's. */
 export const TimelineSchema = Type.Object({
@@ -109,7 +190,13 @@ export const AllocationSchema = Type.Object({
   nodeId: Type.Optional(NodeIdSchema),
   state: Type.Unsafe<AllocationState>(AllocationStateSchema),
   desired: DesiredSchema,
-  exitCode: Type.Optional(Type.Integer({ minimum: 0, maximum: 255, description: 'Of the workload; 128 + N when signal N ended it.' })),
+  exitCode: Type.Optional(
+    Type.Integer({
+      minimum: 0,
+      maximum: 255,
+      description: 'Of the workload; 128 + N when signal N ended it.',
+    }),
+  ),
   signal: Type.Optional(Type.Integer({ minimum: 1, maximum: 64 })),
   oomKilled: Type.Optional(Type.Boolean()),
   reason: Type.Optional(ReasonSchema),

@@ -3,7 +3,11 @@ import Type, { type Static } from 'typebox';
 import { NodeIdSchema } from './ids.ts';
 import { TimeSchema } from './schema.ts';
 
-export const NodeRoleSchema = Type.Union([Type.Literal('worker'), Type.Literal('control'), Type.Literal('system')]);
+export const NodeRoleSchema = Type.Union([
+  Type.Literal('worker'),
+  Type.Literal('control'),
+  Type.Literal('system'),
+]);
 export type NodeRole = Static<typeof NodeRoleSchema>;
 
 /** What work may use, after what the system keeps for itself. */
@@ -12,7 +16,10 @@ export const CapacitySchema = Type.Object({
   memoryMiB: Type.Integer({ minimum: 0 }),
   diskMiB: Type.Integer({ minimum: 0 }),
   sandboxes: Type.Integer({ minimum: 0, description: 'How many sandboxes at once.' }),
-  sandboxOverheadMiB: Type.Integer({ minimum: 0, description: 'Memory that each sandbox costs beyond its own.' }),
+  sandboxOverheadMiB: Type.Integer({
+    minimum: 0,
+    description: 'Memory that each sandbox costs beyond its own.',
+  }),
 });
 export type Capacity = Static<typeof CapacitySchema>;
 
@@ -28,7 +35,11 @@ export const NodeFactsSchema = Type.Object({
 export type NodeFacts = Static<typeof NodeFactsSchema>;
 
 /** ready: its session is live; suspect: lost a moment ago; down: lost for longer than the grace period. */
-export const NodeHealthSchema = Type.Union([Type.Literal('ready'), Type.Literal('suspect'), Type.Literal('down')]);
+export const NodeHealthSchema = Type.Union([
+  Type.Literal('ready'),
+  Type.Literal('suspect'),
+  Type.Literal('down'),
+]);
 export type NodeHealth = Static<typeof NodeHealthSchema>;
 
 export const NodeSchema = Type.Object({
@@ -39,7 +50,12 @@ export const NodeSchema = Type.Object({
   health: NodeHealthSchema,
   cordoned: Type.Boolean(),
   capacity: CapacitySchema,
-  used: Type.Object({ cpuMilli: Type.Integer(), memoryMiB: Type.Integer(), diskMiB: Type.Integer(), sandboxes: Type.Integer() }),
+  used: Type.Object({
+    cpuMilli: Type.Integer(),
+    memoryMiB: Type.Integer(),
+    diskMiB: Type.Integer(),
+    sandboxes: Type.Integer(),
+  }),
   facts: Type.Optional(NodeFactsSchema),
   joinedAt: TimeSchema,
   lastSeenAt: Type.Optional(TimeSchema),
@@ -47,4 +63,7 @@ export const NodeSchema = Type.Object({
 });
 export type Node = Static<typeof NodeSchema>;
 
-export const NodeNameSchema = Type.String({ pattern: '^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$', maxLength: 63 });
+export const NodeNameSchema = Type.String({
+  pattern: '^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$',
+  maxLength: 63,
+});

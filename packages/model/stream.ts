@@ -10,8 +10,15 @@ export const MAX_STREAM_PAYLOAD_BYTES = 65_536;
 
 export const ExecSpecSchema = Type.Object(
   {
-    command: Type.Array(Type.String({ maxLength: 65_536, pattern: '^[^\\u0000]*$' }), { minItems: 1, maxItems: 4096 }),
-    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Type.String({ maxLength: 65_536 }), { additionalProperties: false, default: {}, maxProperties: 1024 }),
+    command: Type.Array(Type.String({ maxLength: 65_536, pattern: '^[^\\u0000]*$' }), {
+      minItems: 1,
+      maxItems: 4096,
+    }),
+    env: Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Type.String({ maxLength: 65_536 }), {
+      additionalProperties: false,
+      default: {},
+      maxProperties: 1024,
+    }),
     user: Type.Optional(Type.String({ maxLength: 128 })),
     workingDir: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/' })),
     tty: Type.Boolean({ default: false }),
@@ -25,19 +32,31 @@ export type ExecSpec = Static<typeof ExecSpecSchema>;
 
 /** JSON on the control channel. From the client: resize, stdin-eof, signal. From the server: started, gap, exit, error. */
 export const StreamControlSchema = Type.Union([
-  Type.Object({ type: Type.Literal('resize'), rows: Type.Integer({ minimum: 1, maximum: 65_535 }), columns: Type.Integer({ minimum: 1, maximum: 65_535 }) }),
+  Type.Object({
+    type: Type.Literal('resize'),
+    rows: Type.Integer({ minimum: 1, maximum: 65_535 }),
+    columns: Type.Integer({ minimum: 1, maximum: 65_535 }),
+  }),
   Type.Object({ type: Type.Literal('stdin-eof') }),
   Type.Object({ type: Type.Literal('signal'), signal: Type.Integer({ minimum: 1, maximum: 64 }) }),
   Type.Object({ type: Type.Literal('started') }),
-  Type.Object({ type: Type.Literal('gap'), bytes: Type.Integer({ description: 'Output that was rotated away before it could be sent.' }) }),
-  Type.Object({ type: Type.Literal('exit'), exitCode: Type.Integer(), signal: Type.Optional(Type.Integer()), oomKilled: Type.Optional(Type.Boolean()) }),
+  Type.Object({
+    type: Type.Literal('gap'),
+    bytes: Type.Integer({ description: 'Output that was rotated away before it could be sent.' }),
+  }),
+  Type.Object({
+    type: Type.Literal('exit'),
+    exitCode: Type.Integer(),
+    signal: Type.Optional(Type.Integer()),
+    oomKilled: Type.Optional(Type.Boolean()),
+  }),
   Type.Object({ type: Type.Literal('error'), reason: ReasonSchema }),
 ]);
 export type StreamControl = Static<typeof StreamControlSchema>;
 
 /** One line of the logs as NDJSON. */
 export const LogLineSchema = Type.Object({
-  at: Type.Integer({ description: 'Milliseconds since the Unix epoch, by the node\'s clock.' }),
+  at: Type.Integer({ description: "Milliseconds since the Unix epoch, by the node's clock." }),
   stream: Type.Union([Type.Literal('stdout'), Type.Literal('stderr')]),
   data: Type.String({ description: 'Base64. Chunks are as they were written, not lines.' }),
 });

@@ -8,7 +8,10 @@ const POWER: Record<string, number> = { b: 0, k: 1, m: 2, g: 3, t: 4 };
 export function parseMiB(text: string): number {
   const match = SIZE.exec(text.trim());
   if (!match?.[1]) {
-    throw new CloisterError('request.invalid', `"${text.slice(0, 40)}" is not a size; write it like 512m or 2g.`);
+    throw new CloisterError(
+      'request.invalid',
+      `"${text.slice(0, 40)}" is not a size; write it like 512m or 2g.`,
+    );
   }
   const unit = match[2]?.[0]?.toLowerCase() ?? 'm';
   const bytes = Number(match[1]) * 1024 ** (POWER[unit] ?? 2);
@@ -19,7 +22,10 @@ export function parseMiB(text: string): number {
 export function parseCpuMilli(text: string): number {
   const match = /^(\d{1,6}(?:\.\d{1,3})?)(m)?$/.exec(text.trim());
   if (!match?.[1]) {
-    throw new CloisterError('request.invalid', `"${text.slice(0, 40)}" is not a number of CPUs; write it like 0.5 or 500m.`);
+    throw new CloisterError(
+      'request.invalid',
+      `"${text.slice(0, 40)}" is not a number of CPUs; write it like 0.5 or 500m.`,
+    );
   }
   return Math.round(Number(match[1]) * (match[2] ? 1 : 1000));
 }

@@ -5,8 +5,16 @@ import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { CloisterError } from '@cloister/model/errors.ts';
 import {
-  encodeFrame, encodeResume, GuestParser, type GuestMessage, GuestProtocolError, HOST_FRAME, MAX_PAYLOAD, NONCE_BYTES,
-  type ResumedProcess, u64,
+  encodeFrame,
+  encodeResume,
+  type GuestMessage,
+  GuestParser,
+  GuestProtocolError,
+  HOST_FRAME,
+  MAX_PAYLOAD,
+  NONCE_BYTES,
+  type ResumedProcess,
+  u64,
 } from './frames.ts';
 
 /** RESUME is said again this often until HELLO comes: the guest may still be booting, or have lost the first one. */
@@ -54,8 +62,13 @@ export class GuestChannel {
   async #resume(): Promise<void> {
     while (!this.#parser.synchronized && !this.#stream.destroyed) {
       // Not over and over into a pipe that nobody reads yet: the first one waits there for the guest.
-      if (this.#stream.writableLength === 0) this.#stream.write(encodeResume(this.#nonce, this.#listener.resumedProcesses()));
-      await Promise.race([new Promise((resolve) => setTimeout(resolve, RESUME_EVERY_MS).unref()), this.#ready.promise.catch(() => {}), this.#closed.promise]);
+      if (this.#stream.writableLength === 0)
+        this.#stream.write(encodeResume(this.#nonce, this.#listener.resumedProcesses()));
+      await Promise.race([
+        new Promise((resolve) => setTimeout(resolve, RESUME_EVERY_MS).unref()),
+        this.#ready.promise.catch(() => {}),
+        this.#closed.promise,
+      ]);
     }
   }
 
@@ -72,20 +85,26 @@ export class GuestChannel {
 
   #end(error: Error | undefined): void {
     this.#stream.destroy();
-    this.#ready.reject(error ?? new CloisterError('sandbox.vmm-died', 'The channel to the guest was closed.'));
+    this.#ready.reject(
+      error ?? new CloisterError('sandbox.vmm-died', 'The channel to the guest was closed.'),
+    );
     this.#closed.resolve(error);
   }
 
   #send(type: number, process: number, payload: Buffer, fd = 0): void {
     if (this.#stream.destroyed) return; // what must not be lost is said again after the next resume
     this.#stream.write(encodeFrame(type, process, fd, payload));
-    if (this.#stream.writableLength > MAX_UNSENT_BYTES) this.#end(new GuestProtocolError('it does not read what is sent to it'));
+    if (this.#stream.writableLength > MAX_UNSENT_BYTES)
+      this.#end(new GuestProtocolError('it does not read what is sent to it'));
   }
 
   #sendJson(type: number, process: number, value: unknown): void {
     const payload = Buffer.from(JSON.stringify(value));
     if (payload.length > MAX_PAYLOAD) {
-      throw new CloisterError('sandbox.start-failed', `The command line and environment take ${payload.length} bytes; the guest takes ${MAX_PAYLOAD}.`);
+      throw new CloisterError(
+        'sandbox.start-failed',
+        `The command line and environment take ${payload.length} bytes; the guest takes ${MAX_PAYLOAD}.`,
+      );
     }
     this.#send(type, process, payload);
   }
@@ -103,7 +122,8 @@ export class GuestChannel {
     for (let at = 0; at < bytes.length; at += MAX_PAYLOAD - 8) {
       const part = bytes.subarray(at, at + MAX_PAYLOAD - 8);
       this.#send(HOST_FRAME.data, process, Buffer.concat([u64(offset + at), part]));
-      if (this.#stream.writableNeedDrain) await Promise.race([once(this.#stream, 'drain'), this.#closed.promise]);
+      if (this.#stream.writableNeedDrain)
+        await Promise.race([once(this.#stream, 'drain'), this.#closed.promise]);
     }
   }
 

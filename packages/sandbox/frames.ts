@@ -13,11 +13,27 @@ const MAX_HUNT_BYTES = 1_048_576;
 export const MAX_PROCESSES = 64;
 
 export const HOST_FRAME = {
-  resume: 0x01, start: 0x02, exec: 0x03, data: 0x04, eof: 0x05, ack: 0x06,
-  signal: 0x07, resize: 0x08, shutdown: 0x09, stats: 0x0a, forget: 0x0b,
+  resume: 0x01,
+  start: 0x02,
+  exec: 0x03,
+  data: 0x04,
+  eof: 0x05,
+  ack: 0x06,
+  signal: 0x07,
+  resize: 0x08,
+  shutdown: 0x09,
+  stats: 0x0a,
+  forget: 0x0b,
 } as const;
 const GUEST_FRAME = {
-  hello: 0x81, started: 0x83, data: 0x84, eof: 0x85, ack: 0x86, exit: 0x88, failed: 0x89, stats: 0x8a,
+  hello: 0x81,
+  started: 0x83,
+  data: 0x84,
+  eof: 0x85,
+  ack: 0x86,
+  exit: 0x88,
+  failed: 0x89,
+  stats: 0x8a,
 } as const;
 
 export type OutputFd = 1 | 2;
@@ -42,10 +58,22 @@ export interface GuestStats {
 export type GuestMessage =
   | { readonly type: 'hello'; readonly processes: readonly GuestProcess[] }
   | { readonly type: 'started'; readonly process: number }
-  | { readonly type: 'data'; readonly process: number; readonly fd: OutputFd; readonly offset: number; readonly bytes: Buffer }
+  | {
+      readonly type: 'data';
+      readonly process: number;
+      readonly fd: OutputFd;
+      readonly offset: number;
+      readonly bytes: Buffer;
+    }
   | { readonly type: 'eof'; readonly process: number; readonly fd: OutputFd; readonly offset: number }
   | { readonly type: 'ack'; readonly process: number; readonly offset: number; readonly limit: number }
-  | { readonly type: 'exit'; readonly process: number; readonly exitCode: number; readonly signal: number | undefined; readonly oomKilled: boolean }
+  | {
+      readonly type: 'exit';
+      readonly process: number;
+      readonly exitCode: number;
+      readonly signal: number | undefined;
+      readonly oomKilled: boolean;
+    }
   | { readonly type: 'failed'; readonly process: number; readonly code: number; readonly text: string }
   | { readonly type: 'stats'; readonly stats: GuestStats };
 
@@ -162,7 +190,13 @@ export function parseGuestFrame(type: number, fd: number, process: number, paylo
       return { type: 'started', process };
     case GUEST_FRAME.data:
       if (payload.length < 9) throw new GuestProtocolError('DATA without data');
-      return { type: 'data', process, fd: parseOutputFd(fd), offset: readOffset(payload, 0), bytes: payload.subarray(8) };
+      return {
+        type: 'data',
+        process,
+        fd: parseOutputFd(fd),
+        offset: readOffset(payload, 0),
+        bytes: payload.subarray(8),
+      };
     case GUEST_FRAME.eof:
       expectLength('EOF', payload, 8);
       return { type: 'eof', process, fd: parseOutputFd(fd), offset: readOffset(payload, 0) };
@@ -175,7 +209,8 @@ export function parseGuestFrame(type: number, fd: number, process: number, paylo
       const signalled = payload.readUInt8(0) === 1;
       if (signalled && (value < 1 || value > 64)) throw new GuestProtocolError(`signal ${value}`);
       return {
-        type: 'exit', process,
+        type: 'exit',
+        process,
         exitCode: signalled ? 128 + value : value,
         signal: signalled ? value : undefined,
         oomKilled: payload.readUInt8(2) !== 0,
@@ -183,14 +218,22 @@ export function parseGuestFrame(type: number, fd: number, process: number, paylo
     }
     case GUEST_FRAME.failed:
       if (payload.length < 1) throw new GuestProtocolError('FAILED without a code');
-      return { type: 'failed', process, code: payload.readUInt8(0), text: printable(payload.subarray(1, 2049).toString('utf8')) };
+      return {
+        type: 'failed',
+        process,
+        code: payload.readUInt8(0),
+        text: printable(payload.subarray(1, 2049).toString('utf8')),
+      };
     case GUEST_FRAME.stats:
       expectLength('STATS', payload, 40);
       return {
         type: 'stats',
         stats: {
-          memoryBytes: readClamped(payload, 0), memoryPeakBytes: readClamped(payload, 8), cpuMicros: readClamped(payload, 16),
-          processes: readClamped(payload, 24), oomKills: readClamped(payload, 32),
+          memoryBytes: readClamped(payload, 0),
+          memoryPeakBytes: readClamped(payload, 8),
+          cpuMicros: readClamped(payload, 16),
+          processes: readClamped(payload, 24),
+          oomKills: readClamped(payload, 32),
         },
       };
     default:
@@ -233,7 +276,12 @@ export class GuestParser {
       if (length > MAX_PAYLOAD) throw new GuestProtocolError(`a frame of ${length} bytes`);
       if (buffer.length - at < HEADER_BYTES + length) break;
       const payload = buffer.subarray(at + HEADER_BYTES, at + HEADER_BYTES + length);
-      yield parseGuestFrame(buffer.readUInt8(at), buffer.readUInt8(at + 1), buffer.readUInt16LE(at + 2), payload);
+      yield parseGuestFrame(
+        buffer.readUInt8(at),
+        buffer.readUInt8(at + 1),
+        buffer.readUInt16LE(at + 2),
+        payload,
+      );
       at += HEADER_BYTES + length;
     }
     this.#rest = Buffer.from(buffer.subarray(at));

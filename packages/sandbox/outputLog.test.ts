@@ -85,7 +85,15 @@ describe('the output log', () => {
 
   it('holds the writer back rather than lose what a pinned reader has yet to read', async () => {
     let written = 0;
-    const log = await OutputLog.open(folder, { onWritten: (_fd: OutputFd, offset) => { written = offset; } }, { segmentBytes: 1000, maxSegments: 3 });
+    const log = await OutputLog.open(
+      folder,
+      {
+        onWritten: (_fd: OutputFd, offset) => {
+          written = offset;
+        },
+      },
+      { segmentBytes: 1000, maxSegments: 3 },
+    );
     const reader = log.read({ follow: true, pin: true });
     log.append(1, 0, Buffer.alloc(100, 0), 0);
     const first = await reader.next();
@@ -109,7 +117,8 @@ describe('the output log', () => {
     const log = await OutputLog.open(folder);
     const seen: string[] = [];
     const follower = (async () => {
-      for await (const record of log.read({ follow: true })) if (!(record instanceof LogGap)) seen.push(record.bytes.toString());
+      for await (const record of log.read({ follow: true }))
+        if (!(record instanceof LogGap)) seen.push(record.bytes.toString());
     })();
     log.append(1, 0, Buffer.from('a'), 1);
     await new Promise((resolve) => setImmediate(resolve));

@@ -78,7 +78,11 @@ export class OutputLog {
   }
 
   /** Opens or makes the log in `folder`; a record cut short by a crash is cut away. */
-  static async open(folder: string, hooks: OutputLogHooks = {}, limits: Partial<OutputLogLimits> = {}): Promise<OutputLog> {
+  static async open(
+    folder: string,
+    hooks: OutputLogHooks = {},
+    limits: Partial<OutputLogLimits> = {},
+  ): Promise<OutputLog> {
     const log = new OutputLog(folder, { ...DEFAULT_LIMITS, ...limits }, hooks);
     await mkdir(folder, { recursive: true, mode: 0o700 });
     await log.#recover();
@@ -227,7 +231,8 @@ export class OutputLog {
     const last = this.#segments.at(-1);
     if (!last) return;
     // The header of the last segment knows the offsets, but a removed last one (size 0) leaves the one before it.
-    if (names.at(-1) !== segmentName(last.start)) await this.#recoverTail(join(this.#folder, segmentName(last.start)), last.start);
+    if (names.at(-1) !== segmentName(last.start))
+      await this.#recoverTail(join(this.#folder, segmentName(last.start)), last.start);
     this.#file = await open(join(this.#folder, segmentName(last.start)), 'a', 0o600);
   }
 
@@ -246,7 +251,8 @@ export class OutputLog {
         await file.read(record, 0, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES + at);
         const length = record.readUInt32LE(0);
         const fd = record.readUInt8(4) & 0x7f;
-        if (length > MAX_RECORD_BYTES || (fd !== 1 && fd !== 2) || at + RECORD_HEADER_BYTES + length > size) break;
+        if (length > MAX_RECORD_BYTES || (fd !== 1 && fd !== 2) || at + RECORD_HEADER_BYTES + length > size)
+          break;
         offsets[fd] += length;
         if (record.readUInt8(4) & 0x80) this.#ended[fd] = true;
         at += RECORD_HEADER_BYTES + length;
@@ -265,7 +271,12 @@ export class OutputLog {
    * finished. With `pin`, nothing that this reader has yet to read is rotated away: the workload is held back
    * instead. A LogGap comes where records were rotated away. At most one chunk of 128 KiB is in memory.
    */
-  async *read(options: { position?: number; follow?: boolean; pin?: boolean; signal?: AbortSignal }): AsyncGenerator<OutputRecord | LogGap> {
+  async *read(options: {
+    position?: number;
+    follow?: boolean;
+    pin?: boolean;
+    signal?: AbortSignal;
+  }): AsyncGenerator<OutputRecord | LogGap> {
     const pin = { position: options.position ?? 0 };
     if (options.pin) this.#pins.add(pin);
     const aborted = Promise.withResolvers<void>();
@@ -305,7 +316,9 @@ export class OutputLog {
   }
 
   async #readChunk(position: number): Promise<OutputRecord[] | undefined> {
-    const segment = this.#segments.find((candidate) => position >= candidate.start && position < candidate.end);
+    const segment = this.#segments.find(
+      (candidate) => position >= candidate.start && position < candidate.end,
+    );
     if (!segment) return undefined;
     let file: FileHandle;
     try {
@@ -317,7 +330,12 @@ export class OutputLog {
     try {
       const length = Math.min(READ_BYTES, segment.end - position);
       const buffer = Buffer.allocUnsafe(length);
-      const { bytesRead } = await file.read(buffer, 0, length, SEGMENT_HEADER_BYTES + position - segment.start);
+      const { bytesRead } = await file.read(
+        buffer,
+        0,
+        length,
+        SEGMENT_HEADER_BYTES + position - segment.start,
+      );
       return parseRecords(buffer.subarray(0, bytesRead), position);
     } finally {
       await file.close();
@@ -341,7 +359,9 @@ function parseRecords(buffer: Buffer, position: number): OutputRecord[] {
     const fd = (buffer.readUInt8(at + 4) & 0x7f) === 2 ? 2 : 1;
     const next = at + RECORD_HEADER_BYTES + length;
     records.push({
-      nextPosition: position + next, atMs: buffer.readDoubleLE(at + 8), fd,
+      nextPosition: position + next,
+      atMs: buffer.readDoubleLE(at + 8),
+      fd,
       bytes: buffer.subarray(at + RECORD_HEADER_BYTES, next),
     });
     at = next;
