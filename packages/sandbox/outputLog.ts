@@ -12,6 +12,8 @@ const MAGIC = Buffer.from('CLOGSEG1');
 const SEGMENT_HEADER_BYTES = 24;
 const RECORD_HEADER_BYTES = 16;
 const MAX_RECORD_BYTES = 65_536;
+/** Records that wait to be written grow together up to this size. */
+const SMALL_RECORD_BYTES = 2_048;
 const READ_BYTES = 131_072;
 
 export interface OutputLogLimits {
@@ -66,6 +68,7 @@ export class OutputLog {
   #received = { 1: 0, 2: 0 };
   #written = { 1: 0, 2: 0 };
   #ended = { 1: false, 2: false };
+  #finishing = false;
   #finished = false;
   readonly #onWritten: (fd: OutputFd, offset: number) => void;
   readonly #onFailed: (error: Error) => void;
@@ -75,6 +78,15 @@ export class OutputLog {
     this.#limits = limits;
     this.#onWritten = hooks.onWritten ?? (() => {});
     this.#onFailed = hooks.onFailed ?? (() => {});
+  }
+
+  /** A new log in `folder`, which is not there yet or has none. */
+  static create(
+    folder: string,
+    hooks: OutputLogHooks = {},
+    limits: Partial<OutputLogLimits> = {},
+  ): OutputLog {
+    return new OutputLog(folder, { ...DEFAULT_LIMITS, ...limits }, hooks);
   }
 
   /** Opens or makes the log in `folder`; a record cut short by a crash is cut away. */
@@ -92,6 +104,11 @@ export class OutputLog {
   /** Stream offset up to which the output is safely here. */
   written(fd: OutputFd): number {
     return this.#written[fd];
+  }
+
+  /** Stream offset up to which the output is here, or on its way to the disk. */
+  received(fd: OutputFd): number {
+    return this.#received[fd];
   }
 
   ended(fd: OutputFd): boolean {
@@ -132,6 +149,8 @@ export class OutputLog {
 
   /** Nothing more will come: followers end when they have read all. Resolves when all is written. */
   async finish(): Promise<void> {
+    this.#finishing = true;
+    this.#notify();
     while ((this.#pending.length > 0 || this.#writing) && !this.#failed) await this.#changed.promise;
     this.#finished = true;
     this.#notify();
@@ -140,6 +159,15 @@ export class OutputLog {
   }
 
   #push(fd: OutputFd, bytes: Buffer, atMs: number, eof: boolean): void {
+    if (this.#failed) return;
+    const last = this.#pending.at(-1);
+    if (!eof && last && !last.eof && last.fd === fd && last.bytes + bytes.length <= SMALL_RECORD_BYTES) {
+      // Output that comes in single bytes must not cost a record each, in memory and on the disk.
+      const buffer = Buffer.concat([last.buffer, bytes]);
+      buffer.writeUInt32LE(last.bytes + bytes.length, 0);
+      this.#pending[this.#pending.length - 1] = { ...last, buffer, bytes: last.bytes + bytes.length };
+      return;
+    }
     const buffer = Buffer.allocUnsafe(RECORD_HEADER_BYTES + bytes.length);
     buffer.writeUInt32LE(bytes.length, 0);
     buffer.writeUInt32LE(eof ? fd | 0x80 : fd, 4);
@@ -198,6 +226,8 @@ export class OutputLog {
       const oldest = this.#segments[0];
       if (!oldest) break;
       if ([...this.#pins].some((pin) => pin.position < oldest.end)) {
+        // Nobody waits for a slow reader at the end: what is still to be written has room beyond the bound.
+        if (this.#finishing) break;
         await this.#changed.promise;
         continue;
       }
@@ -206,6 +236,7 @@ export class OutputLog {
     }
     await this.#file?.close();
     const start = last?.end ?? 0;
+    if (!last) await mkdir(this.#folder, { recursive: true, mode: 0o700 });
     this.#file = await open(join(this.#folder, segmentName(start)), 'ax', 0o600);
     const header = Buffer.alloc(SEGMENT_HEADER_BYTES);
     MAGIC.copy(header);
