@@ -11,6 +11,7 @@
 #include "container.h"
 #include "frame.h"
 #include "process.h"
+#include "request.h"
 
 enum {
 	VERSION = 1,
@@ -68,7 +69,7 @@ static bool put_hello(void) {
 		if (!process->used || process->forgotten) continue;
 		put_u16(at, process->id);
 		at[2] = (uint8_t)process->state;
-		put_u64(at + 3, process->input.ring.base);
+		put_u64(at + 3, input_received(&process->input));
 		put_u64(at + 11, input_limit(&process->input));
 		put_u64(at + 19, process->outputs[0].ring.base);
 		put_u64(at + 27, process->outputs[1].ring.base);
@@ -142,7 +143,7 @@ static void put_process(struct process *process) {
 	if (process->input.ack_due) {
 		uint8_t *at = put_frame(GUEST_ACK, 0, process->id, 16);
 		if (at) {
-			put_u64(at, process->input.ring.base);
+			put_u64(at, input_received(&process->input));
 			put_u64(at + 8, input_limit(&process->input));
 			process->input.ack_due = false;
 		}
@@ -206,6 +207,7 @@ static void resume(const struct frame *frame) {
 	resumed = hello_due = true;
 	stats_due = false;
 	refused_count = 0;
+	request_drop(); // the host says it again, as a whole
 	out.start = out.held = 0;
 	for (int i = 0; i <= MAX_PROCESSES; i++) {
 		struct process *process = &processes[i];
@@ -220,10 +222,16 @@ static void resume(const struct frame *frame) {
 	}
 }
 
-static void exec(const struct frame *frame) {
-	if (frame->process == 0 || process_find(frame->process)) return;
-	if (container_exec(frame->process, (const char *)frame->payload, frame->length)) return;
-	if (refused_count < MAX_REFUSED) refused[refused_count++] = frame->process;
+// START and EXEC, when all of their parts have come.
+static void request(const struct frame *frame) {
+	struct json whole;
+	if ((frame->type == START) != (frame->process == 0)) return;
+	if (!request_take(frame->type, frame->process, frame->payload, frame->length, frame->fd == 1, &whole)) return;
+	if (!process_find(frame->process)) {
+		bool has_slot = frame->type == START ? container_start(whole) : container_exec(frame->process, whole);
+		if (!has_slot && refused_count < MAX_REFUSED) refused[refused_count++] = frame->process;
+	}
+	request_drop();
 }
 
 static void shutdown_guest(void) {
@@ -238,8 +246,7 @@ static void handle(const struct frame *frame) {
 		if (length >= RESUME_FIXED_BYTES) resume(frame);
 		return;
 	}
-	if (frame->type == START && !process_find(0)) container_start((const char *)payload, length);
-	if (frame->type == EXEC) exec(frame);
+	if (frame->type == START || frame->type == EXEC) return request(frame);
 	if (frame->type == STATS) stats_due = true;
 	if (frame->type == SHUTDOWN) shutdown_guest();
 	struct process *process = process_find(frame->process);

@@ -21,7 +21,7 @@
 #include "trace.h"
 #include "user.h"
 
-enum { OTHER = 125, NO_USER = 124, MAX_VOLUMES = 64, MAX_ACCOUNTS = 262144, REAPED = 256 };
+enum { OTHER = 125, NO_USER = 124, MAX_VOLUMES = 64, MAX_ACCOUNTS = 262144, REAPED = 256, USER_ROOM = 8192 };
 
 static int root_fd = -1;
 static const char *no_root;
@@ -41,8 +41,9 @@ void container_open(int root, const char *why) {
 struct request {
 	bool tty, stdin, has_home;
 	unsigned rows, columns;
-	char user[256], argv0[PATH_MAX], path[8192], working_dir[PATH_MAX];
-	char document[MAX_PAYLOAD + 1]; // config or process
+	char user[256], argv0[PATH_MAX], working_dir[PATH_MAX];
+	char *path;
+	char *document; // config or process
 	long document_length;
 };
 
@@ -52,16 +53,24 @@ static bool get_string(struct json object, const char *name, char *out, size_t c
 	return !value.text || json_string(value, out, capacity) >= 0;
 }
 
+// As long as it may be; the length, or -1.
+static long get_long_string(struct json object, const char *name, char **out) {
+	struct json value = json_field(object, name);
+	size_t capacity = value.length + 8; // what unescaping never exceeds
+	*out = malloc(capacity);
+	return *out ? json_string(value, *out, capacity) : -1;
+}
+
 static bool parse_request(struct json object, const char *document_name, struct request *request) {
 	request->tty = json_is_true(json_field(object, "tty"));
 	request->stdin = json_is_true(json_field(object, "stdin"));
 	request->has_home = json_is_true(json_field(object, "hasHome"));
 	request->rows = json_number(json_field(object, "rows"), 65535, 0);
 	request->columns = json_number(json_field(object, "columns"), 65535, 0);
-	request->document_length = json_string(json_field(object, document_name), request->document, sizeof request->document);
+	request->document_length = get_long_string(object, document_name, &request->document);
 	bool strings = get_string(object, "user", request->user, sizeof request->user) &&
 	               get_string(object, "argv0", request->argv0, sizeof request->argv0) &&
-	               get_string(object, "path", request->path, sizeof request->path) &&
+	               get_long_string(object, "path", &request->path) >= 0 &&
 	               get_string(object, "workingDir", request->working_dir, sizeof request->working_dir);
 	if (request->working_dir[0] == 0) strcpy(request->working_dir, "/");
 	return strings && request->document_length > 0;
@@ -106,7 +115,6 @@ static int make_folders(struct json object, const struct request *request, char 
 }
 
 static int prepare(struct json object, const char *document_name, const char *file, struct request *request, char *why, size_t why_capacity) {
-	static char document[MAX_PAYLOAD + 8192];
 	char user_json[1600];
 	struct user user;
 	if (root_fd < 0) {
@@ -122,14 +130,15 @@ static int prepare(struct json object, const char *document_name, const char *fi
 	if (!find_user(request->user, &user, why, why_capacity)) return NO_USER;
 	code = command_check(root_fd, request->argv0, request->path, request->working_dir, why, why_capacity);
 	if (code) return code;
-	long length = user_to_json(&user, user_json, sizeof user_json) < 0 ? -1
+	size_t capacity = (size_t)request->document_length + USER_ROOM;
+	char *document = malloc(capacity);
+	long length = !document || user_to_json(&user, user_json, sizeof user_json) < 0 ? -1
 	              : json_put_user(request->document, (size_t)request->document_length, user_json,
-	                              request->has_home ? NULL : user.home, document, sizeof document);
-	if (length < 0 || !write_file(file, document, (size_t)length)) {
-		snprintf(why, why_capacity, "the request does not fit");
-		return OTHER;
-	}
-	return 0;
+	                              request->has_home ? NULL : user.home, document, capacity);
+	bool written = length >= 0 && write_file(file, document, (size_t)length);
+	free(document);
+	if (!written) snprintf(why, why_capacity, "the request does not fit");
+	return written ? 0 : OTHER;
 }
 
 // What ended long ago must not be taken for a new process with the same pid.
@@ -140,12 +149,14 @@ static void forget_reaped(void) {
 	memset(reaped, 0, sizeof reaped);
 }
 
-static void launch(struct process *process, const char *text, size_t length, bool exec) {
-	static struct request request;
+static void launch(struct process *process, struct json object, bool exec) {
+	struct request request = { 0 };
 	char why[MAX_TEXT], file[64];
 	forget_reaped();
 	runtime_path(exec ? "process" : "config", process->id, file);
-	int code = prepare((struct json){ text, length }, exec ? "process" : "config", file, &request, why, sizeof why);
+	int code = prepare(object, exec ? "process" : "config", file, &request, why, sizeof why);
+	free(request.document);
+	free(request.path);
 	if (code) return process_fail(process, (uint8_t)code, why);
 	TRACE("prepared");
 	process->tty = request.tty;
@@ -155,17 +166,23 @@ static void launch(struct process *process, const char *text, size_t length, boo
 	if (!runtime_launch(process, exec, request.stdin, why, sizeof why)) process_fail(process, OTHER, why);
 }
 
-void container_start(const char *request, size_t length) {
+static const char TOO_LONG[] = "the command line and environment are too long for the guest";
+
+bool container_start(struct json request) {
 	TRACE("start");
 	struct process *process = process_make(0);
-	if (process) launch(process, request, length, false);
+	if (!process) return false;
+	if (request.text) launch(process, request, false);
+	else process_fail(process, OTHER, TOO_LONG);
+	return true;
 }
 
-bool container_exec(unsigned short id, const char *request, size_t length) {
+bool container_exec(unsigned short id, struct json request) {
 	struct process *process = process_make(id);
 	if (!process) return false;
-	if (processes[0].state == RUNNING && !processes[0].exited) launch(process, request, length, true);
-	else process_fail(process, OTHER, "the container is not running");
+	if (processes[0].state != RUNNING || processes[0].exited) process_fail(process, OTHER, "the container is not running");
+	else if (request.text) launch(process, request, true);
+	else process_fail(process, OTHER, TOO_LONG);
 	return true;
 }
 

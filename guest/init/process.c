@@ -239,6 +239,7 @@ void input_write(struct process *process) {
 
 void input_receive(struct process *process, uint64_t offset, const uint8_t *bytes, uint32_t count) {
 	struct ring *ring = &process->input.ring;
+	if (process->input.ended) return; // another host's bytes, behind what was its predecessor's last
 	if (offset > ring->end) return; // a gap: what is missing was lost, and comes again after the next resume
 	uint64_t known = ring->end - offset;
 	if (known >= count) return;

@@ -32,7 +32,12 @@ export type SandboxState =
   | { readonly phase: 'failed'; readonly reason: Reason };
 
 export type ExecEnd =
-  | { readonly kind: 'exit'; readonly exitCode: number; readonly signal?: number; readonly oomKilled: boolean }
+  | {
+      readonly kind: 'exit';
+      readonly exitCode: number;
+      readonly signal?: number;
+      readonly oomKilled: boolean;
+    }
   | { readonly kind: 'error'; readonly reason: Reason };
 
 /** Where an exec's output goes. The guest is held back until the promise resolves; a rejection ends the exec. */
