@@ -14,12 +14,7 @@ import type { Node } from '@cloister/model/node.ts';
 import type { TSchema } from 'typebox';
 import { Value } from 'typebox/value';
 import { type WebSocket, WebSocketServer } from 'ws';
-import { serveProcess } from './testWorkloads.ts';
-
-export interface Running {
-  job: Job;
-  allocation: Allocation;
-}
+import { type Running, serveProcess } from './testWorkloads.ts';
 
 export class TestServer {
   readonly token = 'test-token-0123456789';

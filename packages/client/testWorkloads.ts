@@ -1,8 +1,24 @@
 // For tests: invented processes behind attach and exec, named by the first word of their command.
+import type { Allocation, Job } from '@cloister/model/job.ts';
 import { CHANNEL, ExecSpecSchema, MAX_STREAM_PAYLOAD_BYTES } from '@cloister/model/stream.ts';
 import { Value } from 'typebox/value';
 import type { WebSocket } from 'ws';
-import type { Running, TestServer } from './testServer.ts';
+
+export interface Running {
+  job: Job;
+  allocation: Allocation;
+}
+
+/** What a process tells the server that it runs on: what a test then asks for. */
+interface Host {
+  readonly resizes: string[];
+  readonly signals: number[];
+  pongs: number;
+  sentBytes: number;
+  update(record: Running, change: Partial<Allocation>): void;
+  changed(): void;
+  until(check: () => boolean): Promise<void>;
+}
 
 interface Process {
   readonly command: readonly string[];
@@ -76,7 +92,7 @@ export function* floodChunks(totalBytes: number): Generator<Buffer, void, undefi
 }
 
 export function serveProcess(
-  server: TestServer,
+  server: Host,
   ws: WebSocket,
   name: string,
   record: Running,
@@ -123,7 +139,7 @@ export function serveProcess(
 }
 
 async function attach(
-  server: TestServer,
+  server: Host,
   ws: WebSocket,
   record: Running,
   start: (command: readonly string[], tty: boolean) => void,
@@ -156,7 +172,7 @@ async function attach(
 }
 
 function makeProcess(
-  server: TestServer,
+  server: Host,
   ws: WebSocket,
   record: Running,
   name: string,
