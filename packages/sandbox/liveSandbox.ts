@@ -18,7 +18,8 @@ import type { OutputLog } from './outputLog.ts';
 import type { Exec, ExecOutput, Sandbox, SandboxRequest, SandboxState } from './sandbox.ts';
 import type { EndRecord, MachineRecord, SandboxFolder } from './sandboxFolder.ts';
 import { StdinPipe } from './stdinPipe.ts';
-import { whyMachineEnded } from './whyMachineEnded.ts';
+import { takeOutput, takeOutputEnd } from './takeOutput.ts';
+import { bootTimeout, isHangUp, whyMachineEnded } from './whyMachineEnded.ts';
 
 const SIGKILL = 9;
 /** From the end of the channel until the console must have said all that it will. */
@@ -199,20 +200,13 @@ export class LiveSandbox implements Sandbox {
       case 'started':
         this.#runs();
         return;
-      case 'data': {
-        const { fd, offset, bytes } = message;
-        const limit = this.output.written(fd) + OUTPUT_WINDOW_BYTES;
-        if (offset > this.output.received(fd) || offset + bytes.length > limit || this.output.ended(fd))
-          throw new GuestProtocolError(`output of ${bytes.length} bytes at ${offset}`);
-        this.output.append(fd, offset, bytes, clock.now());
+      case 'data':
+        takeOutput(this.output, message, clock.now());
         if (this.#timeline.firstOutputAt === undefined && !this.#isAdopted)
           this.#reach('firstOutputAt', true);
         return;
-      }
       case 'eof':
-        if (message.offset !== this.output.received(message.fd))
-          throw new GuestProtocolError(`output ends at ${message.offset}`);
-        this.output.end(message.fd, clock.now());
+        takeOutputEnd(this.output, message, clock.now());
         return;
       case 'ack':
         this.#stdin.allow(message.limit);
@@ -284,8 +278,7 @@ export class LiveSandbox implements Sandbox {
   }
 
   signal(signal: number): void {
-    this.#requireRunning();
-    this.#channel?.signal(0, signal);
+    this.#requireRunning().signal(0, signal);
   }
 
   async writeStdin(bytes: Buffer): Promise<void> {
@@ -303,24 +296,21 @@ export class LiveSandbox implements Sandbox {
   }
 
   exec(spec: ExecSpec, output: ExecOutput): Exec {
-    this.#requireRunning();
-    const channel = this.#channel;
-    if (!channel)
-      throw new CloisterError('unavailable', 'The sandbox is being adopted; try again in a moment.');
-    return this.#execs.start(channel, execRequest(this.request, spec), output);
+    return this.#execs.start(this.#requireRunning(), execRequest(this.request, spec), output);
   }
 
-  #requireRunning(): void {
-    if (this.#state.phase !== 'running' || this.#ending) {
+  #requireRunning(): GuestChannel {
+    const channel = this.#channel;
+    if (this.#state.phase !== 'running' || this.#ending || !channel)
       throw new CloisterError('state.wrong', `The sandbox is not running: it is ${this.#state.phase}.`);
-    }
+    return channel;
   }
 
   async #startFailed(error: unknown): Promise<void> {
     if (this.#ending || this.#isLetGo) return;
     const code = error instanceof CloisterError ? error.code : 'sandbox.start-failed';
-    // The guest hung up before it was ready: its console knows better.
-    if (code === 'sandbox.vmm-died') return await this.#machineEnded();
+    // It hung up before it was ready: its console knows better.
+    if (code === 'sandbox.vmm-died' || isHangUp(error)) return await this.#machineEnded();
     const console =
       code === 'sandbox.boot-timeout' ? ` The console's end: ${this.#console?.lastWords()}` : '';
     void this.#end({ phase: 'failed', reason: { code, message: `${describeError(error)}${console}` } });
@@ -408,6 +398,3 @@ export class LiveSandbox implements Sandbox {
     await this.output.finish();
   }
 }
-
-const bootTimeout = (timeoutMs: number): CloisterError =>
-  new CloisterError('sandbox.boot-timeout', `The guest did not answer within ${timeoutMs} ms.`);

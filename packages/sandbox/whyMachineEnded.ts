@@ -1,4 +1,5 @@
 // A machine has ended and nobody had asked for it: what to tell its user.
+import { CloisterError } from '@cloister/model/errors.ts';
 import type { Reason } from '@cloister/model/schema.ts';
 import type { GuestConsole } from './guestConsole.ts';
 import { lastWords } from './jail.ts';
@@ -23,4 +24,12 @@ export async function whyMachineEnded(of: {
     code: 'sandbox.boot-failed',
     message: `The machine ended while it booted, with ${of.memoryMiB} MiB of memory: ${words}`,
   };
+}
+
+export const bootTimeout = (timeoutMs: number): CloisterError =>
+  new CloisterError('sandbox.boot-timeout', `The guest did not answer within ${timeoutMs} ms.`);
+
+export function isHangUp(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === 'ECONNRESET' || code === 'EPIPE';
 }
