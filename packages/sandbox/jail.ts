@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { run } from '@cloister/kit/program.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { InheritedSocket } from './inheritedSocket.ts';
-import { type JailOptions, jailConfig } from './jailBundle.ts';
-import { cgroupMounts, childCgroups, destroyCgroup, removeEmptyCgroup } from './jailCgroup.ts';
+import { cpuQuota, type JailOptions, jailConfig } from './jailBundle.ts';
+import { cgroupMounts, childCgroups, destroyCgroup, limitCpu, removeEmptyCgroup } from './jailCgroup.ts';
 import { findProcess, type JailProcess, killProcess } from './jailProcess.ts';
 
 const START_TIMEOUT_MS = 20_000;
@@ -116,6 +116,11 @@ export class Jails {
     if (!found)
       throw new CloisterError('sandbox.start-failed', `The VMM ended at once: ${await lastWords(folder)}`);
     return found;
+  }
+
+  /** Sets the jail's share of CPU time anew, in thousandths of a CPU. */
+  async limitCpu(name: JailName, cpuMilli: number): Promise<void> {
+    await limitCpu(this.#mounts, name.cgroupPath, cpuQuota(cpuMilli));
   }
 
   /** Ends the VMM, now: 5 ms. Its memory, mounts and namespaces go with it; `destroy` removes what stays. */

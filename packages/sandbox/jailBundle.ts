@@ -33,6 +33,11 @@ const EPERM = 1;
 /** With little memory left, the host ends a machine before the agent that looks after all of them. */
 const OOM_SCORE_ADJ = 500;
 
+export function cpuQuota(cpuMilli: number): { readonly quotaUs: number; readonly periodUs: number } {
+  const quotaUs = Math.max(MIN_CPU_QUOTA_US, Math.round((cpuMilli * CPU_PERIOD_US) / 1000));
+  return { quotaUs, periodUs: CPU_PERIOD_US };
+}
+
 /** config.json, as the OCI runtime specification has it. */
 export function jailConfig(options: JailOptions): object {
   const { launch, limits, uid } = options;
@@ -79,10 +84,7 @@ export function jailConfig(options: JailOptions): object {
         ],
         // The limit on memory and swap together is that on memory: nothing of a tenant's is written to the host's swap.
         memory: { limit: memoryBytes, swap: memoryBytes },
-        cpu: {
-          period: CPU_PERIOD_US,
-          quota: Math.max(MIN_CPU_QUOTA_US, Math.round((limits.cpuMilli * CPU_PERIOD_US) / 1000)),
-        },
+        cpu: { period: CPU_PERIOD_US, quota: cpuQuota(limits.cpuMilli).quotaUs },
         pids: { limit: launch.threads },
       },
       seccomp: seccomp(launch.systemCalls),

@@ -1,6 +1,6 @@
 // The cgroups of jails, in whatever hierarchies this host has: one on pure v2, one a controller on v1, both on hybrid.
 // The OCI runtime makes them and sets their limits; here they are looked into, emptied and removed.
-import { readdir, readFile, rmdir } from 'node:fs/promises';
+import { readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { systemClock } from '@cloister/kit/clock.ts';
 import { readFileIfThere } from '@cloister/kit/file.ts';
@@ -49,6 +49,32 @@ export async function destroyCgroup(mounts: readonly string[], path: string): Pr
         ),
     },
   );
+}
+
+/** Sets how much CPU time the cgroup may take in each period. Throws when no hierarchy limits CPU. */
+export async function limitCpu(
+  mounts: readonly string[],
+  path: string,
+  quota: { readonly quotaUs: number; readonly periodUs: number },
+): Promise<void> {
+  let isLimited = false;
+  for (const mount of mounts) {
+    const v1 = await writeIfThere(join(mount, path, 'cpu.cfs_quota_us'), `${quota.quotaUs}`);
+    const v2 = await writeIfThere(join(mount, path, 'cpu.max'), `${quota.quotaUs} ${quota.periodUs}`);
+    isLimited ||= v1 || v2;
+  }
+  if (!isLimited)
+    throw new CloisterError('internal', `The CPU time of the cgroup ${path} could not be limited.`);
+}
+
+async function writeIfThere(path: string, text: string): Promise<boolean> {
+  try {
+    await writeFile(path, text, { flag: 'r+' });
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    throw error;
+  }
 }
 
 /** Removes a parent of jails' cgroups where nothing is left in it. For a shutdown: call from the innermost outwards. */

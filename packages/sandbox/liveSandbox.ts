@@ -24,8 +24,6 @@ import { bootTimeout, isHangUp, whyMachineEnded } from './whyMachineEnded.ts';
 const SIGKILL = 9;
 /** From the end of the channel until the console must have said all that it will. */
 const LAST_WORDS_TIMEOUT_MS = 200;
-/** With less than this share of a CPU, booting takes longer, and may. */
-const FULL_SPEED_CPU_MILLI = 500;
 
 export interface LiveSandboxParts extends MachineParts {
   readonly clock: Clock;
@@ -140,9 +138,7 @@ export class LiveSandbox implements Sandbox {
   }
 
   async #talk(isAdopted: boolean): Promise<void> {
-    const { driver, bootTimeoutMs } = this.#parts;
-    const timeoutMs =
-      bootTimeoutMs * Math.max(1, FULL_SPEED_CPU_MILLI / this.request.spec.resources.cpuMilli);
+    const { driver, bootTimeoutMs: timeoutMs } = this.#parts;
     const { signal } = this.#aborted;
     const { runPath } = this.#folder;
     this.#hasStarted = isAdopted;
@@ -156,6 +152,7 @@ export class LiveSandbox implements Sandbox {
     void channel.closed.then((error) => this.#channelClosed(error));
     if (signal.aborted) channel.close();
     await withTimeout(channel.ready, timeoutMs, () => bootTimeout(timeoutMs));
+    await this.#machine.limit(this.request.spec.resources);
     this.#hasBooted = true;
     if (!isAdopted) this.#reach('bootedAt');
   }

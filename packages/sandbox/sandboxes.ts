@@ -31,7 +31,7 @@ export interface SandboxesOptions extends MachineParts {
   readonly onChange: (sandbox: Sandbox) => void;
   readonly clock?: Clock;
   readonly logger?: Logger;
-  /** From the VMM's start to the guest's first answer, with half a CPU or more. Default 60 s. */
+  /** From the VMM's start to the guest's first answer. Default 60 s. */
   readonly bootTimeoutMs?: number;
   /** Of each sandbox's output. */
   readonly outputLimits?: Partial<OutputLogLimits>;
