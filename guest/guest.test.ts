@@ -19,10 +19,10 @@ const shell = (script: string, more: Partial<Command> = {}): Command => ({
   ...more,
 });
 
-test('frames, rings, JSON, users and paths hold under sanitizers, and against random bytes', () => {
+test('frames, requests, rings, JSON, users and paths hold under sanitizers, and against random bytes', () => {
   const folder = mkdtempSync(join(tmpdir(), 'guest-unit-'));
   try {
-    const sources = ['ring', 'frame', 'json', 'inroot', 'user', 'command'].map((name) =>
+    const sources = ['ring', 'frame', 'request', 'json', 'inroot', 'user', 'command'].map((name) =>
       join(here, 'init', `${name}.c`),
     );
     const flags = [

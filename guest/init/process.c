@@ -231,7 +231,7 @@ void input_write(struct process *process) {
 		return;
 	}
 	unwatch(input->fd, &input->watched);
-	if (input->ended && input->ring.base >= input->end_at) {
+	if (input->ended) {
 		if (process->tty) type_end(input);
 		end_input(process);
 	}
@@ -239,7 +239,7 @@ void input_write(struct process *process) {
 
 void input_receive(struct process *process, uint64_t offset, const uint8_t *bytes, uint32_t count) {
 	struct ring *ring = &process->input.ring;
-	if (process->input.ended) return; // another host's bytes, behind what was its predecessor's last
+	if (process->input.ended) return; // a new host does not know that the one before it said so
 	if (offset > ring->end) return; // a gap: what is missing was lost, and comes again after the next resume
 	uint64_t known = ring->end - offset;
 	if (known >= count) return;
@@ -248,8 +248,8 @@ void input_receive(struct process *process, uint64_t offset, const uint8_t *byte
 }
 
 void input_end(struct process *process, uint64_t offset) {
+	if (offset > process->input.ring.end) return; // a gap, as above
 	process->input.ended = true;
-	process->input.end_at = offset;
 	input_write(process);
 }
 

@@ -27,8 +27,7 @@ struct input {
 	struct ring ring;
 	int fd;          // write end of the pipe, or the terminal; -1: what comes is thrown away
 	bool watched;
-	bool ended;      // the host said where it ends
-	uint64_t end_at;
+	bool ended;      // the host said that it ends here
 	uint8_t last;    // byte written
 	bool ack_due;
 };

@@ -14,6 +14,7 @@
 #include "../init/frame.h"
 #include "../init/inroot.h"
 #include "../init/json.h"
+#include "../init/request.h"
 #include "../init/ring.h"
 #include "../init/user.h"
 
@@ -158,6 +159,33 @@ static void fuzz_frames(double seconds) {
 	}
 }
 
+// Parts of any size make the same request, up to the limit and no further; another request, or a drop, begins anew.
+static void test_requests(void) {
+	static uint8_t text[MAX_REQUEST + 1];
+	struct json whole;
+	for (size_t i = 0; i < sizeof text; i++) text[i] = (uint8_t)any(256);
+	CHECK(request_take(START, 0, text, 7, false, &whole) && whole.text == (const char *)text && whole.length == 7);
+	for (int round = 0; round < 60; round++) {
+		uint32_t length = round < 2 ? MAX_REQUEST + (uint32_t)round : any(MAX_REQUEST + 2), at = 0;
+		while (length - at > MAX_PAYLOAD || (at < length && any(3))) {
+			uint32_t part = 1 + any(length - at < MAX_PAYLOAD ? length - at : MAX_PAYLOAD);
+			CHECK(!request_take(EXEC, 9, text + at, part, true, &whole));
+			at += part;
+		}
+		if (any(4) == 0) {
+			if (any(2)) request_drop();
+			CHECK(request_take(any(2) ? START : EXEC, 8, text, 10, false, &whole));
+			CHECK(whole.length == 10 && memcmp(whole.text, text, 10) == 0);
+		} else {
+			CHECK(request_take(EXEC, 9, text + at, length - at, false, &whole));
+			CHECK(length > MAX_REQUEST ? !whole.text : whole.length == length && memcmp(whole.text, text, length) == 0);
+		}
+		if (any(2)) request_drop();
+	}
+	request_drop();
+	request_drop();
+}
+
 #define TEXT(literal) ((struct json){ (literal), strlen(literal) })
 
 static void test_json(void) {
@@ -272,6 +300,7 @@ int main(int count, char **arguments) {
 	CHECK(root >= 0);
 	test_ring();
 	test_frames();
+	test_requests();
 	test_json();
 	test_users();
 	test_commands(root);

@@ -9,8 +9,14 @@ export const NONCE_BYTES = 16;
 /** Output that may be under way and not acknowledged, per stream. */
 export const OUTPUT_WINDOW_BYTES = 262_144;
 /** Bytes that a resumed connection may carry before its HELLO. */
-const MAX_HUNT_BYTES = 1_048_576;
+export const MAX_HUNT_BYTES = 1_048_576;
+/** START or EXEC, in as many frames as it takes. */
+export const MAX_REQUEST_BYTES = 1_048_576;
+/** Standard input that a guest takes before its process reads it. */
+export const STDIN_WINDOW_BYTES = 65_536;
 export const MAX_PROCESSES = 64;
+/** In place of a descriptor, in the header of a START or EXEC. */
+const MORE_FOLLOWS = 1;
 
 export const HOST_FRAME = {
   resume: 0x01,
@@ -97,6 +103,17 @@ export function encodeFrame(type: number, process: number, fd: number, payload: 
   return frame;
 }
 
+/** A START or EXEC, cut into frames: all but the last say that more follows. */
+export function encodeRequest(type: number, process: number, payload: Buffer): Buffer {
+  if (payload.length > MAX_REQUEST_BYTES) throw new RangeError(`a request of ${payload.length} bytes`);
+  const frames: Buffer[] = [];
+  let at = 0;
+  for (; payload.length - at > MAX_PAYLOAD; at += MAX_PAYLOAD)
+    frames.push(encodeFrame(type, process, MORE_FOLLOWS, payload.subarray(at, at + MAX_PAYLOAD)));
+  frames.push(encodeFrame(type, process, 0, payload.subarray(at)));
+  return Buffer.concat(frames);
+}
+
 export function u64(...values: readonly number[]): Buffer {
   const buffer = Buffer.allocUnsafe(8 * values.length);
   for (const [index, value] of values.entries()) buffer.writeBigUInt64LE(BigInt(value), 8 * index);
@@ -158,8 +175,11 @@ function parseHello(payload: Buffer): GuestMessage {
     const at = NONCE_BYTES + 4 + i * 35;
     const state = STATES[payload.readUInt8(at + 2)];
     if (!state) throw new GuestProtocolError('a process in no state');
+    const process = payload.readUInt16LE(at);
+    if (processes.some((other) => other.process === process))
+      throw new GuestProtocolError(`process ${process} twice`);
     processes.push({
-      process: payload.readUInt16LE(at),
+      process,
       state,
       stdinConsumed: readOffset(payload, at + 3),
       stdinLimit: readOffset(payload, at + 11),
@@ -241,15 +261,31 @@ export function parseGuestFrame(type: number, fd: number, process: number, paylo
   }
 }
 
+/** The size of the frame whose header is at `at`. */
+function frameBytes(bytes: Buffer, at: number): number {
+  const length = bytes.readUInt32LE(at + 4);
+  if (length > MAX_PAYLOAD) throw new GuestProtocolError(`a frame of ${length} bytes`);
+  return HEADER_BYTES + length;
+}
+
+function parseAt(bytes: Buffer, at: number, end: number): GuestMessage {
+  const [type, fd, process] = [bytes.readUInt8(at), bytes.readUInt8(at + 1), bytes.readUInt16LE(at + 2)];
+  return parseGuestFrame(type, fd, process, bytes.subarray(at + HEADER_BYTES, end));
+}
+
 /**
  * Turns the guest's bytes into messages. First it hunts for the HELLO that carries `nonce`, discarding what a broken
- * connection left in the pipe; then it parses frame after frame. Memory: one frame and the chunk at hand.
+ * connection left in the pipe; then it parses frame after frame. Memory: one frame and the chunk at hand. Every byte
+ * is copied once at most, into however many pieces the guest cuts its frames.
  */
 export class GuestParser {
   readonly #hello: Buffer;
   #hunting = true;
   #huntedBytes = 0;
-  #rest: Buffer = Buffer.alloc(0);
+  /** A frame that is not whole yet: room for its header, and then, when that has come, for all of it. */
+  #part = Buffer.allocUnsafe(HEADER_BYTES);
+  #partBytes = 0;
+  #huntRest: Buffer = Buffer.alloc(0);
 
   constructor(nonce: Buffer) {
     this.#hello = nonce;
@@ -259,43 +295,59 @@ export class GuestParser {
     return !this.#hunting;
   }
 
-  /** The messages completed by `chunk`. Data messages point into it: use or copy them before the next call. */
-  *push(chunk: Buffer): Generator<GuestMessage> {
-    let buffer = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
-    this.#rest = Buffer.alloc(0);
-    if (this.#hunting) {
-      const found = this.#hunt(buffer);
-      if (!found) return;
-      buffer = found;
-    }
-    let at = 0;
-    for (;;) {
-      while (at < buffer.length && buffer[at] === 0) at += 1;
-      if (buffer.length - at < HEADER_BYTES) break;
-      const length = buffer.readUInt32LE(at + 4);
-      if (length > MAX_PAYLOAD) throw new GuestProtocolError(`a frame of ${length} bytes`);
-      if (buffer.length - at < HEADER_BYTES + length) break;
-      const payload = buffer.subarray(at + HEADER_BYTES, at + HEADER_BYTES + length);
-      yield parseGuestFrame(
-        buffer.readUInt8(at),
-        buffer.readUInt8(at + 1),
-        buffer.readUInt16LE(at + 2),
-        payload,
-      );
-      at += HEADER_BYTES + length;
-    }
-    this.#rest = Buffer.from(buffer.subarray(at));
+  /** What is kept until more comes: one frame at most. */
+  get heldBytes(): number {
+    return this.#hunting ? this.#huntRest.length : this.#partBytes;
   }
 
-  /** The buffer from the HELLO's header on, or undefined while it has not come. */
-  #hunt(buffer: Buffer): Buffer | undefined {
-    let from = 0;
-    for (;;) {
+  /** The messages completed by `chunk`. Data messages point into it. */
+  *push(chunk: Buffer): Generator<GuestMessage> {
+    const bytes = this.#hunting ? this.#hunt(chunk) : chunk;
+    let at = 0;
+    while (at < bytes.length) {
+      if (this.#partBytes === 0) {
+        if (bytes[at] === 0) {
+          at += 1;
+          continue;
+        }
+        const end = bytes.length - at < HEADER_BYTES ? undefined : at + frameBytes(bytes, at);
+        if (end !== undefined && end <= bytes.length) {
+          yield parseAt(bytes, at, end);
+          at = end;
+          continue;
+        }
+      }
+      at += this.#add(bytes, at);
+      if (this.#partBytes < this.#part.length) continue;
+      const whole = this.#part;
+      this.#part = Buffer.allocUnsafe(HEADER_BYTES);
+      this.#partBytes = 0;
+      yield parseAt(whole, 0, whole.length);
+    }
+  }
+
+  /** Moves bytes to the frame that is not whole, and says how many. */
+  #add(bytes: Buffer, at: number): number {
+    const count = bytes.copy(this.#part, this.#partBytes, at);
+    this.#partBytes += count;
+    if (this.#partBytes === HEADER_BYTES && this.#part.length === HEADER_BYTES) {
+      const whole = Buffer.allocUnsafe(frameBytes(this.#part, 0));
+      this.#part.copy(whole);
+      this.#part = whole;
+    }
+    return count;
+  }
+
+  /** The bytes from the HELLO's header on: none while it has not come. */
+  #hunt(chunk: Buffer): Buffer {
+    const buffer = this.#huntRest.length === 0 ? chunk : Buffer.concat([this.#huntRest, chunk]);
+    for (let from = 0; ; ) {
       const nonceAt = buffer.indexOf(this.#hello, from);
       if (nonceAt < 0) break;
       const at = nonceAt - HEADER_BYTES;
       if (at >= 0 && buffer[at] === GUEST_FRAME.hello) {
         this.#hunting = false;
+        this.#huntRest = Buffer.alloc(0);
         return buffer.subarray(at);
       }
       from = nonceAt + 1;
@@ -303,7 +355,7 @@ export class GuestParser {
     const keep = Math.min(buffer.length, HEADER_BYTES + NONCE_BYTES - 1);
     this.#huntedBytes += buffer.length - keep;
     if (this.#huntedBytes > MAX_HUNT_BYTES) throw new GuestProtocolError('no HELLO among its first bytes');
-    this.#rest = Buffer.from(buffer.subarray(buffer.length - keep));
-    return undefined;
+    this.#huntRest = Buffer.from(buffer.subarray(buffer.length - keep));
+    return Buffer.alloc(0);
   }
 }
