@@ -8,10 +8,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { encodeFrame, HOST_FRAME } from '../packages/sandbox/frames.ts';
+import {
+  encodeFrame,
+  encodeRequest,
+  HEADER_BYTES,
+  HOST_FRAME,
+  MAX_PAYLOAD,
+} from '../packages/sandbox/frames.ts';
 import { makeImage } from './test/image.ts';
 import { Machine } from './test/machine.ts';
-import type { Command } from './test/request.ts';
+import { type Command, processObject, request } from './test/request.ts';
 
 const here = import.meta.dirname;
 const shell = (script: string, more: Partial<Command> = {}): Command => ({
@@ -231,6 +237,71 @@ describe('a booted guest', { concurrency: 1 }, () => {
       await machine.connect();
       assert.equal((await finish(shell('echo still'))).text(), 'still\n');
     });
+    await t.test('a request of hundreds of KiB arrives whole: arguments, environment and all', async () => {
+      const argument = 'argument '.repeat(12_000).slice(0, 100_000);
+      const env = Array.from({ length: 200 }, (_, i) => `LONG_${i}=${'e"\n'.repeat(333)}`);
+      const known = await finish({
+        args: [
+          'sh',
+          '-c',
+          'echo -n "$1" | sha256sum; env | grep -c ^LONG_; echo -n "$LONG_7" | wc -c',
+          'sh',
+          argument,
+        ],
+        env,
+      });
+      const digest = createHash('sha256').update(argument).digest('hex');
+      assert.deepEqual([known.text(), known.failed], [`${digest}  -\n200\n999\n`, undefined]);
+    });
+    await t.test(
+      'a request that is cut by a resume is forgotten, and understood when said again',
+      async () => {
+        const long = shell('echo -n $LONG | wc -c', { env: [`LONG=${'x'.repeat(100_000)}`] });
+        const id = next + 1;
+        const whole = JSON.stringify({ process: JSON.stringify(processObject(long)), ...request(long) });
+        const frames = encodeRequest(HOST_FRAME.exec, id, Buffer.from(whole));
+        for (const cut of [HEADER_BYTES + MAX_PAYLOAD, 2 * (HEADER_BYTES + MAX_PAYLOAD) + 1000]) {
+          machine.raw(frames.subarray(0, cut));
+          await machine.connect();
+          assert.ok(machine.hello?.processes.every(({ process }) => process !== id));
+        }
+        assert.equal((await finish(long)).text(), '100000\n');
+      },
+    );
+    await t.test('a request over a mebibyte fails, and the next one is understood', async () => {
+      const id = ++next;
+      for (let i = 0; i < 40; i++) machine.send(HOST_FRAME.exec, id, Buffer.alloc(MAX_PAYLOAD, ' '), 1);
+      machine.send(HOST_FRAME.exec, id, Buffer.from('{}'));
+      const { failed } = await machine.ended(id);
+      assert.equal(failed?.code, 125);
+      assert.match(failed?.text ?? '', /too long/);
+      machine.send(HOST_FRAME.forget, id, Buffer.alloc(0));
+      assert.equal((await finish(shell('echo fine'))).text(), 'fine\n');
+    });
+    await t.test(
+      'input that the guest has taken, and nobody read yet, outlives the host that sent it',
+      async () => {
+        const bytes = Buffer.from(Array.from({ length: 150_000 }, (_, i) => (i * 7) % 253));
+        const read = 'while ! [ -e /tmp/read ]; do sleep 0.05; done; sha256sum';
+        const known = await finish(shell(read, { stdin: true }), async (id) => {
+          machine.input(id, bytes.subarray(0, 110_000)); // more than the pipe holds
+          machine.stats = undefined;
+          machine.send(HOST_FRAME.stats, 0, Buffer.alloc(0));
+          await machine.until(() => machine.stats !== undefined, 'statistics'); // which come behind it
+          await machine.connect();
+          const resumed = machine.hello?.processes.find(({ process }) => process === id);
+          assert.equal(resumed?.stdinConsumed, 110_000);
+          const touch = ++next;
+          machine.exec(touch, { args: ['touch', '/tmp/read'] });
+          await machine.ended(touch);
+          machine.send(HOST_FRAME.forget, touch, Buffer.alloc(0));
+          await machine.until(() => machine.of(id).inputLimit >= bytes.length, 'room for input');
+          machine.input(id, bytes.subarray(110_000));
+          machine.endInput(id);
+        });
+        assert.equal(known.text().slice(0, 64), createHash('sha256').update(bytes).digest('hex'));
+      },
+    );
     await t.test('an exec that a resuming host does not name is killed and forgotten', async () => {
       const id = ++next;
       machine.exec(id, shell('echo up; exec sleep 1000'));

@@ -53,12 +53,12 @@ static bool get_string(struct json object, const char *name, char *out, size_t c
 	return !value.text || json_string(value, out, capacity) >= 0;
 }
 
-// As long as it may be; the length, or -1.
+// As long as it may be; the length, or -1. To be freed.
 static long get_long_string(struct json object, const char *name, char **out) {
 	struct json value = json_field(object, name);
 	size_t capacity = value.length + 8; // what unescaping never exceeds
-	*out = malloc(capacity);
-	return *out ? json_string(value, *out, capacity) : -1;
+	*out = calloc(1, capacity);
+	return !*out ? -1 : value.text ? json_string(value, *out, capacity) : 0;
 }
 
 static bool parse_request(struct json object, const char *document_name, struct request *request) {

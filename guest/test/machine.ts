@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   encodeFrame,
+  encodeRequest,
   encodeResume,
   type GuestMessage,
   GuestParser,
@@ -219,17 +220,14 @@ export class Machine {
   }
 
   start(command: Command): Known {
-    this.send(HOST_FRAME.start, 0, Buffer.from(JSON.stringify(startRequest(command))));
+    this.raw(encodeRequest(HOST_FRAME.start, 0, Buffer.from(JSON.stringify(startRequest(command)))));
     return this.of(0);
   }
 
   exec(id: number, command: Command): Known {
     this.processes.delete(id);
-    this.send(
-      HOST_FRAME.exec,
-      id,
-      Buffer.from(JSON.stringify({ process: JSON.stringify(processObject(command)), ...request(command) })),
-    );
+    const exec = { process: JSON.stringify(processObject(command)), ...request(command) };
+    this.raw(encodeRequest(HOST_FRAME.exec, id, Buffer.from(JSON.stringify(exec))));
     return this.of(id);
   }
 
