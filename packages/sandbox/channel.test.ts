@@ -193,7 +193,7 @@ test('what concerns a process that is forgotten, or never was, is passed over', 
 });
 
 test('a flood of tiny frames is read at the rate that is allowed, and nothing of it is lost', async () => {
-  const flood = 60_000;
+  const flood = 30_000;
   const done = Promise.withResolvers<void>();
   let seen = 0;
   using pair = await running((message) => {
@@ -208,9 +208,9 @@ test('a flood of tiny frames is read at the rate that is allowed, and nothing of
     bytes = [];
   }
   await withTimeout(done.promise, 20_000, () => new Error(`only ${seen} came`));
-  // 10,000 in each window of 100 ms and at most one chunk more: six windows, of which the last need not end.
+  // 25 a millisecond. The last window need not end, and one chunk may be on its way.
   const tookMs = performance.now() - startedAt;
-  assert.ok(tookMs >= 400, `${flood} frames in ${tookMs} ms`);
+  assert.ok(tookMs >= 900 && tookMs < 5_000, `${flood} frames in ${tookMs} ms`);
 });
 
 test('a channel that is closed while it holds a flood back leaves no timer', async () => {
