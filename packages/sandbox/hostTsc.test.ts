@@ -1,3 +1,4 @@
+// How fast the time-stamp counter of the host runs.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { hostTscKhz, tscKhz } from './hostTsc.ts';

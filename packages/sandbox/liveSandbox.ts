@@ -39,6 +39,8 @@ export class LiveSandbox implements Sandbox {
   readonly request: SandboxRequest;
   readonly output: OutputLog;
   readonly uid: number;
+  /** Nothing runs as its user any more. */
+  isGone = false;
   readonly #parts: LiveSandboxParts;
   readonly #folder: SandboxFolder;
   readonly #machine: Machine;
@@ -365,6 +367,7 @@ export class LiveSandbox implements Sandbox {
     this.#console?.close();
     await this.#starting;
     await this.#machine.destroy();
+    this.isGone = true;
     this.#finish(state);
   }
 

@@ -1,3 +1,4 @@
+// The output log: order, resumption, rotation and crashes.
 import assert from 'node:assert/strict';
 import { appendFile, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -328,22 +328,19 @@ export class OutputLog {
         }
         const records = await this.#readChunk(position);
         if (!records) continue; // rotated away in between
+        if (records.length === 0) throw new Error(`the output log is damaged at ${position}`);
         for (const record of records) {
           position = record.nextPosition;
           if (record.bytes.length > 0) yield record;
           if (options.signal?.aborted) return;
         }
         pin.position = position;
-        this.#notifyPinMoved(options.pin === true);
+        if (options.pin && this.#segments.length >= this.#limits.maxSegments) this.#notify();
       }
     } finally {
       options.signal?.removeEventListener('abort', onAbort);
       if (this.#pins.delete(pin)) this.#notify();
     }
-  }
-
-  #notifyPinMoved(pinned: boolean): void {
-    if (pinned && this.#segments.length >= this.#limits.maxSegments) this.#notify();
   }
 
   async #readChunk(position: number): Promise<OutputRecord[] | undefined> {

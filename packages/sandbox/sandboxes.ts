@@ -133,9 +133,8 @@ export class Sandboxes {
   }
 
   #changed(sandbox: Sandbox): void {
-    const { phase } = sandbox.state;
-    const hasEnded = phase === 'exited' || phase === 'failed';
-    if (hasEnded && sandbox instanceof LiveSandbox) this.#uids.delete(sandbox.uid);
+    // A user whom something is left of is given to nobody else.
+    if (sandbox instanceof LiveSandbox && sandbox.isGone) this.#uids.delete(sandbox.uid);
     this.#options.onChange(sandbox);
   }
 

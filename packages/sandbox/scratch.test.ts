@@ -1,3 +1,4 @@
+// Scratch disks: their size, their owner, and full disks.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
