@@ -114,6 +114,17 @@ export class ContainerdProcess {
   }
 }
 
+/** Ends the one that runs from this folder, if one does, without starting it first. */
+export async function stopContainerd(folder: string, clock: Clock = systemClock): Promise<void> {
+  for (const process of await findProcesses(pathsOf(folder).config)) {
+    try {
+      await end(process, 'SIGTERM', clock);
+    } catch {
+      await end(process, 'SIGKILL', clock);
+    }
+  }
+}
+
 interface Paths {
   readonly config: string;
   readonly socket: string;
