@@ -1,5 +1,6 @@
 // A view of an image's layers to one read-only block image: an EROFS file system, not compressed (see
 // docs/decisions/block-image.md). Made beside its place and renamed into it, so that it is there whole or not at all.
+import { randomInt } from 'node:crypto';
 import { mkdir, open, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { RunResult } from '@cloister/kit/program.ts';
@@ -22,6 +23,10 @@ export interface BuildOptions {
 }
 
 const BUILD_TIMEOUT_MS = 30 * 60_000;
+/** A random one for each build, so that builds that run at once cannot touch each other. Nobody else may have these. */
+const FIRST_BUILD_UID = 900_000_000;
+const BUILD_UIDS = 100_000_000;
+const BLOCK_MODE = 0o644;
 /** None shared between files: the pass that looks for those ignores what is excluded, and costs a walk of the tree. */
 const INLINE_XATTRS = '-x2147483647';
 /** As arguments of a program, all together. */
@@ -37,8 +42,10 @@ export async function buildBlockImage(options: BuildOptions): Promise<number> {
   try {
     await using mounts = await PrivateMounts.open();
     const source = await mountSource(options.mounts, target, mounts);
-    await makeFilesystem(source, temporary, mounts, options);
-    await syncFile(temporary);
+    const uid = FIRST_BUILD_UID + randomInt(BUILD_UIDS);
+    await giveFile(temporary, uid);
+    await makeFilesystem(source, temporary, uid, mounts, options);
+    await takeFile(temporary);
     await rename(temporary, options.path);
     await syncFile(dirname(options.path));
     return (await stat(options.path)).size;
@@ -72,14 +79,15 @@ async function mountSource(list: readonly Mount[], target: string, mounts: Priva
 async function makeFilesystem(
   source: string,
   path: string,
+  uid: number,
   mounts: PrivateMounts,
   options: BuildOptions,
 ): Promise<void> {
-  let result = await runMkfs(source, path, [], mounts, options);
+  let result = await runMkfs(source, path, uid, [], mounts, options);
   if (result.exitCode !== 0 && /\[Error 2\]/.test(result.stderr)) {
     // A layer that whites out what no layer below has: the overlay lists the name, and has no such file.
     const excluded = (await findUnreal(source, mounts, options)).map((name) => `--exclude-path=${name}`);
-    if (excluded.length > 0) result = await runMkfs(source, path, excluded, mounts, options);
+    if (excluded.length > 0) result = await runMkfs(source, path, uid, excluded, mounts, options);
   }
   if (result.exitCode === 0) return;
   const why = result.stderr.trim().slice(-500);
@@ -96,17 +104,16 @@ async function makeFilesystem(
 async function runMkfs(
   source: string,
   path: string,
+  uid: number,
   more: readonly string[],
   mounts: PrivateMounts,
   { signal, maxBytes, digest }: BuildOptions,
 ): Promise<RunResult> {
-  // It reads a tree that others made up: it may read every file, and nothing else that root may. It ends with us.
+  // It reads a tree that others made up: it may read every file, and write its own and what everybody may. It ends
+  // with us.
   const confined = [
-    '--pdeathsig',
-    'KILL',
-    '--no-new-privs',
-    '--inh-caps=-all',
-    '--bounding-set=-all,+dac_read_search',
+    ...['--pdeathsig', 'KILL', '--no-new-privs', '--clear-groups', `--reuid=${uid}`, `--regid=${uid}`],
+    ...['inh-caps', 'ambient-caps', 'bounding-set'].map((set) => `--${set}=-all,+dac_read_search`),
   ];
   const mkfs = [
     'mkfs.erofs',
@@ -143,6 +150,28 @@ async function findUnreal(
   if (stdout.length >= MAX_UNREAL_BYTES)
     throw unsupported('it whites out too many files that it does not have');
   return names;
+}
+
+/** Makes it, empty, for a program of that user to write. */
+async function giveFile(path: string, uid: number): Promise<void> {
+  const file = await open(path, 'wx', 0o600);
+  try {
+    await file.chown(uid, uid);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Whole, and ours again. */
+async function takeFile(path: string): Promise<void> {
+  const file = await open(path, 'r');
+  try {
+    await file.chown(0, 0);
+    await file.chmod(BLOCK_MODE);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
 }
 
 async function syncFile(path: string): Promise<void> {

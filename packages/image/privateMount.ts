@@ -1,6 +1,7 @@
 // A mount that nobody else sees, and that cannot outlive us. A mount namespace is held by a program that waits for the
 // end of its input, a pipe of ours: if the agent is killed, the pipe ends, the program with it, and the kernel takes
-// the namespace with all that is mounted in it apart. Programs that need the mount are started inside.
+// the namespace with all that is mounted in it apart. Programs that need the mount are started inside, and have no
+// network there: what an image's author made up must not lead them to send what they can read.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { MINIMAL_ENV, type RunOptions, type RunResult, run, runUnchecked } from '@cloister/kit/program.ts';
@@ -17,7 +18,7 @@ export class PrivateMounts {
   }
 
   static async open(): Promise<PrivateMounts> {
-    const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'cat'], {
+    const holder = spawn('unshare', ['--mount', '--propagation', 'private', '--net', 'cat'], {
       stdio: ['pipe', 'pipe', 'ignore'],
       env: MINIMAL_ENV,
       cwd: '/',
@@ -87,6 +88,7 @@ export class PrivateMounts {
   }
 
   #enter(): string[] {
-    return [`--mount=/proc/${this.#holder.pid}/ns/mnt`, '--'];
+    const namespaces = `/proc/${this.#holder.pid}/ns`;
+    return [`--mount=${namespaces}/mnt`, `--net=${namespaces}/net`, '--'];
   }
 }
