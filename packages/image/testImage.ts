@@ -51,7 +51,7 @@ const TYPES = {
 /** Debian's package busybox-static. */
 const BUSYBOX = '/bin/busybox';
 const APPLETS =
-  'cat chmod chown cp cut dd df dmesg echo env false find free grep head hostname id ip kill ln ls mkdir mknod mount mv nc nproc ping printf ps pwd rm sed seq sh sha256sum sleep sort stat stty sync tail test time timeout top touch tr true tty umount uname wc which yes';
+  'awk cat chmod chown chroot cp cut date dd df dmesg echo env false find free grep head hostname id ip kill ln ls mkdir mknod mount mv nc nproc ping printf ps pwd rm rmdir sed seq sh sha256sum sleep sort stat stty sync tail test time timeout top touch tr true tty umount uname unshare wc which yes';
 
 export function buildImage(recipe: ImageRecipe): TestImage {
   const types = TYPES[recipe.format ?? 'oci'];

@@ -10,6 +10,7 @@ import { systemClock } from '@cloister/kit/clock.ts';
 import { MINIMAL_ENV, run } from '@cloister/kit/program.ts';
 import { poll } from '@cloister/kit/wait.ts';
 import { basicAuthorization, type Credentials } from './authorization.ts';
+import { type PushTarget, pushBlob, pushImage, pushManifest } from './pushImage.ts';
 import type { TestBlob, TestImage } from './testImage.ts';
 import { TestTokenServer } from './testTokens.ts';
 
@@ -25,6 +26,8 @@ const MAX_PORT_ATTEMPTS = 5;
 export class TestRegistry {
   /** "127.0.0.1:PORT", as it stands in references. */
   readonly host: string;
+  /** Of its token server: to be listed beside it. */
+  readonly tokenHost: string | undefined;
   /** What its password or its token server takes. */
   readonly credentials: Credentials = CREDENTIALS;
   readonly #process: ChildProcess;
@@ -44,6 +47,7 @@ export class TestRegistry {
     this.#folder = folder;
     this.#authorization = authorization;
     this.#tokens = tokens;
+    this.tokenHost = tokens?.host;
   }
 
   static async start(options: TestRegistryOptions = {}): Promise<TestRegistry> {
@@ -66,33 +70,16 @@ export class TestRegistry {
 
   /** Gives the reference by which it can be pulled. */
   async pushImage(image: TestImage, repository: string, tag = 'latest'): Promise<string> {
-    for (const part of [...image.layers, image.config]) await this.pushBlob(part, repository);
-    await this.pushManifest(image.manifest, repository, tag);
-    return `${this.host}/${repository}:${tag}`;
+    return await pushImage(this.#target(repository), image, repository, tag);
   }
 
   async pushBlob(part: TestBlob, repository: string): Promise<void> {
-    const begun = await this.#request('POST', `/v2/${repository}/blobs/uploads/`, repository);
-    const url = new URL(begun.headers.get('location') ?? '', `http://${this.host}`);
-    url.searchParams.set('digest', part.digest);
-    await this.#request(
-      'PUT',
-      `${url.pathname}${url.search}`,
-      repository,
-      part.bytes,
-      'application/octet-stream',
-    );
+    await pushBlob(this.#target(repository), part, repository);
   }
 
   /** A manifest or an index. */
   async pushManifest(manifest: TestBlob, repository: string, tag: string): Promise<void> {
-    await this.#request(
-      'PUT',
-      `/v2/${repository}/manifests/${tag}`,
-      repository,
-      manifest.bytes,
-      manifest.mediaType,
-    );
+    await pushManifest(this.#target(repository), manifest, repository, tag);
   }
 
   async stop(): Promise<void> {
@@ -109,25 +96,12 @@ export class TestRegistry {
     await this.stop();
   }
 
-  async #request(
-    method: string,
-    path: string,
-    repository: string,
-    body?: Buffer,
-    contentType?: string,
-  ): Promise<Response> {
-    const headers: Record<string, string> = contentType ? { 'content-type': contentType } : {};
-    if (this.#authorization === 'password') headers['authorization'] = basicAuthorization(CREDENTIALS);
-    if (this.#tokens) headers['authorization'] = `Bearer ${this.#tokens.issue(repository, ['pull', 'push'])}`;
-    const response = await fetch(`http://${this.host}${path}`, {
-      method,
-      headers,
-      ...(body ? { body: new Uint8Array(body) } : {}),
-    });
-    if (!response.ok)
-      throw new Error(`${method} ${path}: ${response.status} ${(await response.text()).slice(0, 500)}`);
-    await response.body?.cancel();
-    return response;
+  #target(repository: string): PushTarget {
+    const authorization =
+      this.#authorization === 'password'
+        ? basicAuthorization(CREDENTIALS)
+        : this.#tokens && `Bearer ${this.#tokens.issue(repository, ['pull', 'push'])}`;
+    return { host: this.host, authorization };
   }
 }
 
