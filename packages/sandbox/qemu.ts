@@ -153,6 +153,17 @@ function qemuArgs(acceleration: 'kvm' | 'tcg', machine: MachineSpec, tscKhz: num
  */
 const TCG_CPU = 'qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+arat';
 
+/** Parts of the kernel that nothing in a guest needs: tracefs and what fills it, self-tests, keys, hibernation. */
+const UNUSED_INITCALLS = [
+  'init_kprobe_trace',
+  'tracer_init_tracefs',
+  'trace_eval_init',
+  'ftrace_check_for_weak_functions',
+  'crypto_kdf108_init',
+  'load_system_certificate_list',
+  'snapshot_device_init',
+];
+
 /** docs/decisions/guest-boot.md has what each of these saves. */
 function kernelCommandLine(acceleration: 'kvm' | 'tcg', tscKhz: number): string {
   const common = [
@@ -166,7 +177,7 @@ function kernelCommandLine(acceleration: 'kvm' | 'tcg', tscKhz: number): string 
     'rcupdate.rcu_expedited=1',
     'audit=0',
     'lsm=',
-    'initcall_blacklist=init_kprobe_trace',
+    `initcall_blacklist=${UNUSED_INITCALLS.join(',')}`,
   ];
   // Under KVM the guest keeps its kernel's own protections: they cost little there, and keep the workload from init.
   if (acceleration === 'kvm') return common.join(' ');
