@@ -166,8 +166,8 @@ test('a job is run, watched, entered, stopped and removed by name', async () => 
   const follower = e2e.spawn(['logs', '-f', 'clock']);
   await said(follower.stdout, 'tick 3');
   assert.match(await e2e.ok('ps'), /clock/);
-  const [job] = JSON.parse(await e2e.ok('ps', '--json')) as { name: string }[];
-  assert.equal(job?.name, 'clock');
+  const { jobs } = JSON.parse(await e2e.ok('ps', '--json')) as { jobs: { name: string }[] };
+  assert.equal(jobs[0]?.name, 'clock');
   assert.equal(
     await e2e.ok('exec', 'clock', '--', 'sh', '-c', 'echo inside; cat /proc/1/comm'),
     'inside\nsh\n',
@@ -208,8 +208,7 @@ test('one that would run for ever is killed', async () => {
     'trap "" TERM INT; while :; do :; done',
   );
   await e2e.ok('kill', 'forever');
-  const { items } = { items: JSON.parse(await e2e.ok('inspect', 'forever', '--json')) };
-  assert.match(JSON.stringify(items), /137/);
+  assert.match(await e2e.ok('inspect', 'forever', '--json'), /137/);
   await e2e.ok('rm', 'forever');
 });
 
@@ -218,7 +217,10 @@ test('images and nodes are listed, and images pulled before they are needed', as
   const pulled = await e2e.cli(['pull', image]);
   assert.equal(pulled.code, 0, pulled.stderr);
   assert.match(await e2e.ok('images'), /ahead/);
-  const [node] = JSON.parse(await e2e.ok('nodes', '--json')) as { health: string; facts: { vmm: string } }[];
+  const { nodes } = JSON.parse(await e2e.ok('nodes', '--json')) as {
+    nodes: { health: string; facts: { vmm: string } }[];
+  };
+  const [node] = nodes;
   assert.equal(node?.health, 'ready');
   assert.match(node?.facts.vmm ?? '', /qemu/);
   const failed = await e2e.cli(['pull', `${e2e.registry.host}/nothing`]);
