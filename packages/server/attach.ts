@@ -20,9 +20,10 @@ import { type ClientMessage, SocketChannel } from './socketChannel.ts';
 
 /** For the start of an allocation. */
 const MAX_WAIT_MS = 86_400_000;
-const VERDICT_TIMEOUT_MS = 10_000;
 const EXEC_SPEC_TIMEOUT_MS = 10_000;
 const REOPEN_PAUSE_MS = 200;
+/** Streams in a row that a node that is there did not open. */
+const MAX_FAILURES = 5;
 
 export interface AttachParts {
   readonly cluster: Cluster;
@@ -40,14 +41,17 @@ export async function serveAttach(
   const relay = new Relay(channel, stdin);
   void relay.sendUp();
   try {
-    for (;;) {
+    for (let failures = 0; ; failures++) {
       const record = await whenStarted(parts.cluster, allocationId, channel.signal);
       if (!record) return await channel.fail('not-found', 'The allocation was removed.');
       const frames = record.nodeId && (await openAttach(parts, record, record.nodeId, stdin));
+      if (frames) failures = 0;
       if (frames && (await relay.run(frames)) === 'ended') return;
-      const verdict = await verdictOf(parts, record, frames !== undefined);
-      if (verdict) return await channel.control(verdict);
-      if (!record.nodeId || !(await parts.fleet.whenReady(record.nodeId, channel.signal))) {
+      // Only the agent knows whether all output was sent. What the server knows of the end is for when it cannot tell.
+      const isBack = record.nodeId && (await parts.fleet.whenReady(record.nodeId, channel.signal));
+      if (!isBack || failures >= MAX_FAILURES) {
+        const verdict = verdictOf(parts, record);
+        if (verdict) return await channel.control(verdict);
         return await channel.fail('node.down', 'The node of this allocation went away.');
       }
       await parts.cluster.clock.sleep(REOPEN_PAUSE_MS, channel.signal);
@@ -208,24 +212,9 @@ async function openAttach(
 }
 
 /** How the allocation ended, by what the server knows; undefined when it has not. */
-async function verdictOf(
-  parts: AttachParts,
-  record: AllocationRecord,
-  wasOpen: boolean,
-): Promise<StreamControl | undefined> {
-  // The end of the stream may be faster than the status that explains it; a lost connection is not waited for.
-  const ready = record.nodeId !== undefined && parts.fleet.healthOf(record.nodeId) === 'ready';
-  const ended = await parts.cluster.follower.until(
-    (state) => {
-      const now = state.allocations.get(record.id)?.record;
-      return now && isEnded(now.state) ? now : undefined;
-    },
-    {
-      concerns: (change) => change.allocations.has(record.id),
-      timeoutMs: ready && wasOpen ? VERDICT_TIMEOUT_MS : 1,
-    },
-  );
-  if (!ended) return undefined;
+function verdictOf(parts: AttachParts, record: AllocationRecord): StreamControl | undefined {
+  const ended = parts.cluster.follower.state.allocations.get(record.id)?.record;
+  if (!ended || !isEnded(ended.state)) return undefined;
   if (ended.state !== 'exited') {
     return {
       type: 'error',
