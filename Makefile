@@ -32,8 +32,8 @@ up: guest ## A cluster on this machine that stays
 down: node_modules/.package-lock.json ## Ends the cluster of "make up"
 	@$(NODE) packages/local/down.ts
 
-clean: down ## Forgets what clusters kept
-	rm -rf build/cluster build/demo
+clean: node_modules/.package-lock.json ## Ends the cluster, and forgets what it and the demo kept
+	@$(NODE) packages/local/down.ts --forget
 
 bench-start: guest ## How long a start takes, beside a bare VMM and a bare container
 	@$(NODE) bench/start.ts

@@ -114,6 +114,11 @@ export class ContainerdProcess {
   }
 }
 
+/** The process id of the one that runs from this folder, whether it serves or not. */
+export async function findContainerd(folder: string): Promise<number | undefined> {
+  return (await findProcesses(pathsOf(folder).config))[0]?.pid;
+}
+
 /** Ends the one that runs from this folder, if one does, without starting it first. */
 export async function stopContainerd(folder: string, clock: Clock = systemClock): Promise<void> {
   for (const process of await findProcesses(pathsOf(folder).config)) {

@@ -1,68 +1,77 @@
 // A whole cluster on this machine: control plane, node agent with its containerd, and a registry. Its folder says
 // everything about it: whoever opens the folder later finds what runs, starts what does not, or stops it all.
-import { createHash } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { CloisterClient } from '@cloister/client/client.ts';
-import { freePort } from '@cloister/image/testRegistry.ts';
+import { findContainerd } from '@cloister/image/containerdProcess.ts';
+import { systemClock } from '@cloister/kit/clock.ts';
 import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
 import { MINIMAL_ENV, run } from '@cloister/kit/program.ts';
-import { sampleImages } from './sampleImages.ts';
+import { poll } from '@cloister/kit/wait.ts';
+import { CloisterError } from '@cloister/model/errors.ts';
+import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
+import { findLayout, type Layout, makeLayout, type Ports, writeSettings } from './layout.ts';
+import { pushSampleImages } from './sampleImages.ts';
 import { Service } from './service.ts';
 
-const ROOT = resolve(import.meta.dirname, '../..');
-/** Booting a machine under KVM to see whether that works is part of an agent's first start. */
+/** A first start boots a machine under KVM to see whether that works. */
 const AGENT_START_TIMEOUT_MS = 60_000;
 const START_TIMEOUT_MS = 30_000;
+/** An agent waits between its attempts to reach a control plane that was away. */
+const NODE_READY_TIMEOUT_MS = 60_000;
 const STOP_TIMEOUT_MS = 20_000;
 const TEARDOWN_TIMEOUT_MS = 120_000;
 
-export interface Ports {
-  readonly api: number;
-  readonly link: number;
-  readonly registry: number;
-}
-
 export interface LocalClusterOptions {
-  /** Everything of the cluster. */
+  /** Everything of the cluster, from one start to the next. */
   readonly folder: string;
-  /** On loopback. Default: any free ones, kept from then on. */
+  /** 0: any free one. What the folder was made with counts more. Default: all 0. */
   readonly ports?: Ports;
-  /** Added to the settings of server and agent; arrays are joined. */
+  /** Added to the settings of server and agent; insecureRegistries to the one that is always there. */
   readonly serverSettings?: Readonly<Record<string, unknown>>;
   readonly agentSettings?: Readonly<Record<string, unknown>>;
   /** What is being done, for people who wait. */
   readonly onProgress?: (what: string) => void;
+  /** Ends the start; what it started is stopped. */
+  readonly signal?: AbortSignal;
 }
 
-/** Starts what does not run of it. Throws `unavailable` with the log's end when something does not start. */
+/**
+ * Starts what does not run of it, and waits until the node is ready for work. Throws `unavailable` with the end of the
+ * log when something does not start, and then stops all, unless something ran before: that may be somebody's work.
+ */
 export async function startLocalCluster(options: LocalClusterOptions): Promise<LocalCluster> {
-  const { onProgress = () => {} } = options;
-  const cluster = await LocalCluster.open(options);
+  const { folder, onProgress = () => {}, signal } = options;
+  await mkdir(folder, { recursive: true, mode: 0o711 });
+  const lock = lockCluster(folder);
   try {
-    onProgress('starting the registry');
-    await cluster.registry.start();
-    onProgress('building the sample images');
-    await sampleImages(cluster.registryHost);
-    onProgress('starting the control plane');
-    await cluster.startServer();
-    onProgress('starting the node agent');
-    await cluster.startAgent();
-    return cluster;
-  } catch (error) {
-    await cluster.stop();
-    throw error;
+    const layout = await makeLayout(folder, options.ports ?? { api: 0, link: 0, registry: 0 });
+    const cluster = new LocalCluster(layout);
+    const before = await cluster.running();
+    if (before.length === 0)
+      await writeSettings(layout, { server: options.serverSettings, agent: options.agentSettings });
+    try {
+      await cluster.startAll(onProgress, signal);
+      return cluster;
+    } catch (error) {
+      if (before.length === 0) await cluster.stopAll();
+      cluster.close();
+      throw error;
+    }
+  } finally {
+    lock.release();
   }
 }
 
 /** The cluster of a folder, if there ever was one. Starts nothing. */
 export async function findLocalCluster(folder: string): Promise<LocalCluster | undefined> {
-  if ((await readFileIfThere(join(folder, 'ports.json'))) === undefined) return undefined;
-  return await LocalCluster.open({ folder });
+  const layout = await findLayout(folder);
+  return layout && new LocalCluster(layout);
 }
 
 export class LocalCluster {
   readonly folder: string;
+  /** "127.0.0.1:PORT": sample images, and whatever is pushed there. */
   readonly registryHost: string;
   readonly apiUrl: string;
   /** Parent of the sandboxes' cgroups: this cluster's alone. */
@@ -70,28 +79,33 @@ export class LocalCluster {
   /** For the cloister command: CLOISTER_CONFIG. */
   readonly configPath: string;
   readonly registry: Service;
+  readonly #layout: Layout;
   readonly #server: Service;
   readonly #agent: Service;
-  readonly #agentConfigPath: string;
   #client: CloisterClient | undefined;
+  #operatorToken = '';
+  #caPem = '';
   #serverPid = 0;
   #agentPid = 0;
 
-  private constructor(folder: string, ports: Ports) {
+  /** For startLocalCluster and findLocalCluster. */
+  constructor(layout: Layout) {
+    const { folder, root, ports } = layout;
+    this.#layout = layout;
     this.folder = folder;
-    this.registryHost = `127.0.0.1:${ports.registry}`;
-    this.apiUrl = `https://127.0.0.1:${ports.api}`;
-    this.configPath = join(folder, 'cli.json');
-    this.cgroupPath = `/cloister/local-${createHash('sha256').update(folder).digest('hex').slice(0, 12)}`;
-    this.#agentConfigPath = join(folder, 'agent.json');
+    this.registryHost = layout.registryHost;
+    this.apiUrl = layout.apiUrl;
+    this.cgroupPath = layout.cgroupPath;
+    this.configPath = layout.cliConfig;
     const common = { folder, startTimeoutMs: START_TIMEOUT_MS, stopTimeoutMs: STOP_TIMEOUT_MS };
-    const node = { ...common, command: join(ROOT, 'node_modules/.bin/node') };
+    const command = join(root, 'node_modules/.bin/node');
     this.registry = new Service({
       ...common,
       name: 'registry',
       command: 'docker-registry',
-      args: ['serve', join(folder, 'registry.json')],
+      args: ['serve', layout.registryConfig],
       env: { OTEL_TRACES_EXPORTER: 'none' },
+      ports: [ports.registry],
       isReady: async () =>
         await fetch(`http://${this.registryHost}/v2/`).then(
           (response) => response.ok,
@@ -99,69 +113,33 @@ export class LocalCluster {
         ),
     });
     this.#server = new Service({
-      ...node,
+      ...common,
       name: 'server',
-      args: [join(ROOT, 'packages/server/main.ts'), join(folder, 'server.json')],
+      command,
+      args: [join(root, 'packages/server/main.ts'), layout.serverConfig],
+      ports: [ports.api, ports.link],
     });
     this.#agent = new Service({
-      ...node,
+      ...common,
       name: 'agent',
-      args: [join(ROOT, 'packages/agent/main.ts'), this.#agentConfigPath],
+      command,
+      args: [join(root, 'packages/agent/main.ts'), layout.agentConfig],
       startTimeoutMs: AGENT_START_TIMEOUT_MS,
     });
   }
 
-  /** Writes the settings of all parts. */
-  static async open(options: LocalClusterOptions): Promise<LocalCluster> {
-    const folder = resolve(options.folder);
-    await mkdir(folder, { recursive: true, mode: 0o711 });
-    const ports = await portsOf(folder, options.ports);
-    const cluster = new LocalCluster(folder, ports);
-    await cluster.#writeSettings(ports, options);
-    return cluster;
-  }
-
-  async #writeSettings(ports: Ports, options: LocalClusterOptions): Promise<void> {
-    const write = async (name: string, value: object): Promise<void> =>
-      await writeFile(join(this.folder, name), JSON.stringify(value, null, 2), { mode: 0o600 });
-    await write('registry.json', {
-      version: 0.1,
-      log: { level: 'error', accesslog: { disabled: true } },
-      storage: { filesystem: { rootdirectory: join(this.folder, 'registry') }, delete: { enabled: true } },
-      http: { addr: this.registryHost, secret: 'of one process, on loopback' },
-    });
-    const known = await readFileIfThere(join(this.folder, 'server.json'));
-    if (known === undefined || options.serverSettings)
-      await write('server.json', {
-        dataDir: join(this.folder, 'server'),
-        api: { port: ports.api },
-        link: { port: ports.link },
-        names: ['127.0.0.1', 'localhost'],
-        ...options.serverSettings,
-      });
-    const { insecureRegistries = [], ...agentSettings } = options.agentSettings ?? {};
-    if ((await readFileIfThere(this.#agentConfigPath)) === undefined || options.agentSettings)
-      await write('agent.json', {
-        stateFolder: join(this.folder, 'agent'),
-        guestFolder: join(ROOT, 'build/guest'),
-        apiUrl: this.apiUrl,
-        caFile: join(this.folder, 'server/ca.pem'),
-        joinTokenFile: join(this.folder, 'join-token'),
-        nodeName: 'local',
-        cgroupPath: this.cgroupPath,
-        insecureRegistries: [this.registryHost, ...(insecureRegistries as string[])],
-        ...agentSettings,
-      });
-    await write('cli.json', {
-      url: this.apiUrl,
-      caFile: 'server/ca.pem',
-      tokenFile: 'server/operator.token',
-    });
-  }
-
+  /** Throws until the control plane was started, or found by `connect`. */
   get client(): CloisterClient {
     if (!this.#client) throw new Error('the control plane was not started');
     return this.#client;
+  }
+
+  get operatorToken(): string {
+    return this.#operatorToken;
+  }
+
+  get caPem(): string {
+    return this.#caPem;
   }
 
   get serverPid(): number {
@@ -172,31 +150,62 @@ export class LocalCluster {
     return this.#agentPid;
   }
 
-  async isRunning(): Promise<boolean> {
-    const found = await Promise.all([this.registry.find(), this.#server.find(), this.#agent.find()]);
-    return found.every((process) => process !== undefined);
+  /** The names of the parts that run: registry, server, agent, containerd. */
+  async running(): Promise<string[]> {
+    const services = [this.registry, this.#server, this.#agent];
+    const found = await Promise.all(services.map((service) => service.find()));
+    const names = services.filter((_, index) => found[index] !== undefined).map(({ name }) => name);
+    return (await findContainerd(this.#layout.containerdFolder)) === undefined
+      ? names
+      : [...names, 'containerd'];
   }
 
-  async startServer(): Promise<void> {
-    await this.#server.start();
-    this.#serverPid = (await this.#server.find())?.pid ?? 0;
-    this.#client?.close();
-    this.#client = new CloisterClient({
-      url: this.apiUrl,
-      caPem: await readFile(join(this.folder, 'server/ca.pem'), 'utf8'),
-      token: (await readFile(join(this.folder, 'server/operator.token'), 'utf8')).trim(),
+  /** Everything runs, and the node takes work. */
+  async isReady(): Promise<boolean> {
+    if ((await this.running()).length < 4) return false;
+    try {
+      await this.#connect();
+      return await this.#isNodeReady();
+    } catch {
+      return false;
+    }
+  }
+
+  /** Under the cluster's lock. Everyone else wants startLocalCluster. */
+  async startAll(onProgress: (what: string) => void, signal?: AbortSignal): Promise<void> {
+    onProgress('registry');
+    await this.registry.start(signal);
+    onProgress('sample images');
+    await pushSampleImages(this.registryHost);
+    onProgress('control plane');
+    await this.startServer(signal);
+    onProgress('node agent and containerd');
+    // An agent does not get over the loss of its containerd; the next one starts both, and adopts what runs.
+    if ((await findContainerd(this.#layout.containerdFolder)) === undefined) await this.#agent.stop();
+    await this.startAgent(signal);
+    await poll(async () => ((await this.#isNodeReady()) ? true : undefined), {
+      clock: systemClock,
+      everyMs: 50,
+      timeoutMs: NODE_READY_TIMEOUT_MS,
+      makeError: () =>
+        new CloisterError('unavailable', `The node does not become ready; see ${this.#agent.logPath}`),
+      ...(signal ? { signal } : {}),
     });
   }
 
+  async startServer(signal?: AbortSignal): Promise<void> {
+    this.#serverPid = (await this.#server.start(signal)).pid;
+    await this.#connect();
+  }
+
   /** Joins it first, when it is not a node yet. */
-  async startAgent(): Promise<void> {
-    const identity = join(this.folder, 'agent/identity/identity.json');
+  async startAgent(signal?: AbortSignal): Promise<void> {
+    const { identity, joinToken } = this.#layout;
     if ((await readFileIfThere(identity)) === undefined) {
-      const { secret } = await this.client.createJoinToken();
-      await writeFileDurably(join(this.folder, 'join-token'), secret);
+      const { secret } = await this.client.createJoinToken({}, { signal });
+      await writeFileDurably(joinToken, secret);
     }
-    await this.#agent.start();
-    this.#agentPid = (await this.#agent.find())?.pid ?? 0;
+    this.#agentPid = (await this.#agent.start(signal)).pid;
   }
 
   /** kill -9, as a machine's out-of-memory killer would. */
@@ -208,27 +217,75 @@ export class LocalCluster {
     await this.#agent.kill();
   }
 
+  /** Lets go of the API. The cluster goes on. */
+  close(): void {
+    this.#client?.close();
+    this.#client = undefined;
+  }
+
   /** Ends everything of it: agent, sandboxes, containerd, control plane, registry. What is on the disk stays. */
   async stop(): Promise<void> {
-    this.#client?.close();
-    await this.#agent.stop();
-    if ((await readFileIfThere(this.#agentConfigPath)) !== undefined)
-      await run(
-        join(ROOT, 'node_modules/.bin/node'),
-        [join(ROOT, 'packages/agent/teardown.ts'), this.#agentConfigPath],
-        { timeoutMs: TEARDOWN_TIMEOUT_MS, env: MINIMAL_ENV },
-      );
-    await this.#server.stop();
-    await this.registry.stop();
+    const lock = lockCluster(this.folder);
+    try {
+      await this.stopAll();
+    } finally {
+      lock.release();
+    }
+  }
+
+  /** As `stop`, and removes all that it kept. */
+  async forget(): Promise<void> {
+    await this.stop();
+    await rm(this.#layout.containerdFolder, { recursive: true, force: true });
+    await rm(this.folder, { recursive: true, force: true });
+  }
+
+  /** Under the cluster's lock. What cannot be stopped keeps nothing else from being stopped. */
+  async stopAll(): Promise<void> {
+    this.close();
+    const errors: unknown[] = [];
+    const steps = [
+      () => this.#agent.stop(),
+      () => this.#teardown(),
+      () => this.#server.stop(),
+      () => this.registry.stop(),
+    ];
+    for (const step of steps) await step().catch((error: unknown) => errors.push(error));
+    if (errors.length === 1) throw errors[0];
+    if (errors.length > 1) throw new AggregateError(errors, errors.map(String).join('; '));
+  }
+
+  /** Sandboxes, containerd, cgroups: all that an agent leaves to the next one. */
+  async #teardown(): Promise<void> {
+    const { root, agentConfig } = this.#layout;
+    if ((await readFileIfThere(agentConfig)) === undefined) return;
+    await run(join(root, 'node_modules/.bin/node'), [join(root, 'packages/agent/teardown.ts'), agentConfig], {
+      timeoutMs: TEARDOWN_TIMEOUT_MS,
+      env: MINIMAL_ENV,
+    });
+  }
+
+  async #connect(): Promise<void> {
+    this.close();
+    const { caFile, operatorToken } = this.#layout;
+    this.#caPem = await readFile(caFile, 'utf8');
+    this.#operatorToken = (await readFile(operatorToken, 'utf8')).trim();
+    this.#client = new CloisterClient({ url: this.apiUrl, caPem: this.#caPem, token: this.#operatorToken });
+  }
+
+  async #isNodeReady(): Promise<boolean> {
+    const { nodes } = await this.client.listNodes();
+    return nodes.some(({ health }) => health === 'ready');
   }
 }
 
-/** The ports of this folder: those that were asked for, or those that it had, or free ones. */
-async function portsOf(folder: string, asked: Ports | undefined): Promise<Ports> {
-  const path = join(folder, 'ports.json');
-  const known = await readFileIfThere(path);
-  if (known !== undefined) return JSON.parse(known) as Ports;
-  const ports = asked ?? { api: await freePort(), link: await freePort(), registry: await freePort() };
-  await writeFileDurably(path, JSON.stringify(ports));
-  return ports;
+/** Held while the cluster is started or stopped: two at once would each see half of it. */
+function lockCluster(folder: string): FolderLock {
+  try {
+    return lockFolder(folder);
+  } catch (cause) {
+    throw new CloisterError('state.wrong', `Somebody else is starting or stopping ${folder} right now`, {
+      cause,
+    });
+  }
 }

@@ -1,146 +1,144 @@
-// make demo: a whole cluster, started, shown and ended. Everything that it prints comes from the cluster.
-import { readdir, readFile } from 'node:fs/promises';
-import { release } from 'node:os';
-import { resolve } from 'node:path';
-import { describeError } from '@cloister/model/errors.ts';
-import { type Allocation, isEnded, type Timeline } from '@cloister/model/job.ts';
+// make demo: a whole cluster, started, shown and ended. Everything that it prints is this cluster's own.
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { CloisterClient } from '@cloister/client/client.ts';
+import { type Allocation, isEnded } from '@cloister/model/job.ts';
+import { lockFolder } from '@cloister/store/folderLock.ts';
 import { findLocalCluster, type LocalCluster, startLocalCluster } from './cluster.ts';
-import { bold, dim, Steps } from './terminal.ts';
+import { drawComparison, drawTimeline, startMs } from './drawing.ts';
+import { lookInside, lookOutside, timeUntilGone } from './look.ts';
+import { DEMO_CLUSTER_FOLDER, DEMO_FOLDER, KEPT_PORTS } from './places.ts';
+import { bold, cyan, dim, runProgram, Steps, say } from './terminal.ts';
 
-const FOLDER = resolve(import.meta.dirname, '../../build/demo');
-const BAR_WIDTH = 44;
+/** As small as it gets, so that the demo runs wherever Cloister does. */
+const RESOURCES = { cpuMilli: 1000, memoryMiB: 128, diskMiB: 64 };
 
-async function main(interrupted: AbortSignal): Promise<void> {
+async function main(signal: AbortSignal): Promise<void> {
+  await mkdir(DEMO_FOLDER, { recursive: true });
+  const lock = lockFolder(DEMO_FOLDER); // two would end each other's cluster
   const steps = new Steps();
-  console.log(bold('A cluster on this machine'));
-  await (await findLocalCluster(FOLDER))?.stop(); // of a demo that was cut off
-  const cluster = await startLocalCluster({
-    folder: FOLDER,
-    onProgress: (what) => {
-      interrupted.throwIfAborted();
-      steps.begin(what);
-    },
-  });
-  steps.end();
   try {
-    await show(cluster, interrupted);
-  } finally {
-    console.log(bold('\nThe end'));
-    steps.begin('ending the cluster');
-    await cluster.stop();
+    const before = await findLocalCluster(DEMO_CLUSTER_FOLDER);
+    if (((await before?.running()) ?? []).length > 0) {
+      steps.begin('ending a demo that was cut off');
+      await before?.stop();
+      steps.end();
+    }
+    say(bold('A cluster on this machine'));
+    const cluster = await startLocalCluster({
+      folder: DEMO_CLUSTER_FOLDER,
+      signal,
+      onProgress: (what) => steps.begin(what),
+    });
     steps.end();
+    try {
+      await show(cluster, signal);
+    } finally {
+      say(`\n${bold('The end')}`);
+      steps.begin('ending the cluster');
+      await cluster.stop();
+      steps.end();
+    }
+    const left = await cluster.running();
+    if (left.length > 0) throw new Error(`this still runs: ${left.join(', ')}`);
+    say(`  Nothing of it is left running. Altogether ${steps.took}.`);
+  } catch (error) {
+    steps.fail();
+    throw error;
+  } finally {
+    lock.release();
   }
-  console.log(dim(`  nothing is left running; it all took ${steps.tookSeconds.toFixed(0)} s`));
-  console.log(`\nNext:
-  make up                      ${dim('the same, and it stays')}
-  bin/cloister --help          ${dim('what to do with it')}
-  make test                    ${dim('every promise, tested in real machines')}
-  ARCHITECTURE.md, SECURITY.md ${dim('how it is built, and against whom')}`);
+  whatNext();
 }
 
-async function show(cluster: LocalCluster, interrupted: AbortSignal): Promise<void> {
-  const { registryHost: host } = cluster;
-  console.log(`\n${bold('An image, in a machine of its own')}  ${dim(`cloister run ${host}/hello`)}`);
-  const hello = await runToEnd(cluster, { image: `${host}/hello` }, interrupted);
-  console.log(dim(`  (this machine's own kernel is Linux ${release()})`));
+async function show(cluster: LocalCluster, signal: AbortSignal): Promise<void> {
+  const hello = `${cluster.registryHost}/hello`;
+  command('An image in a machine of its own', `run --rm ${hello}`);
+  const first = await runToEnd(cluster, hello, signal, true);
 
-  console.log(`\n${bold('How long its start took')}`);
-  await runToEnd(cluster, { image: `${host}/hello` }, interrupted, () => {}); // now the image is on the node
-  drawTimeline((await runToEnd(cluster, { image: `${host}/hello` }, interrupted, () => {})).timeline);
-  console.log(dim(`  the first one pulled its image as well: ${total(hello.timeline)} ms`));
+  await showForever(cluster, signal);
 
-  console.log(`\n${bold('One that would run for ever')}  ${dim(`cloister run -d ${host}/forever`)}`);
-  const { job, allocations } = await cluster.client.createJob({ image: `${host}/forever` });
-  const stream = await cluster.client.attach(allocations[0]?.id ?? '', {}, { signal: interrupted });
-  stream.stdout.on('data', (chunk: Buffer) => process.stdout.write(indent(chunk.toString())));
+  command('How long a start takes', `run --rm ${hello}`);
+  const second = await runToEnd(cluster, hello, signal, false);
+  for (const line of drawTimeline(second.timeline)) say(`  ${line}`);
+  say(
+    dim(`  The first time took ${startMs(first.timeline)} ms: its image had to be fetched and made a disk.`),
+  );
+}
+
+/** One that minds no signal: looked at from inside and outside, and killed. */
+async function showForever(cluster: LocalCluster, signal: AbortSignal): Promise<void> {
+  const { client, registryHost, cgroupPath } = cluster;
+  const image = `${registryHost}/forever`;
+  command('One that would run for ever', `run -d ${image}`);
+  const { job, allocations } = await client.createJob({ image, resources: RESOURCES }, { signal });
+  const id = allocations[0]?.id ?? '';
+  const stream = await client.attach(id, {}, { signal });
+  stream.stdout.on('data', (chunk: Buffer) => process.stdout.write(quoted(chunk)));
   stream.stderr.resume();
   await stream.started;
-  const vmm = await findVmm(cluster.cgroupPath);
-  console.log(
-    `  outside it is process ${vmm.pid}, of user ${vmm.uid}, with capabilities ${vmm.capabilities}, seccomp ${vmm.seccomp}`,
+  const inside = await lookInside(client, id, signal);
+  const { vmm, ...outside } = await lookOutside(cgroupPath);
+  say();
+  for (const line of drawComparison(inside, outside)) say(`  ${line}`);
+
+  command('Killed', `kill ${job.name}`);
+  const killed = client.killJob(job.id, { signal });
+  const [processMs, cgroupMs] = await timeUntilGone(vmm, cgroupPath, signal);
+  await killed;
+  say(
+    `  ${bold(`${processMs} ms`)} later its machine's process was gone, after ${cgroupMs} ms everything of it.`,
   );
-  const killedMs = performance.now();
-  await cluster.client.killJob(job.id);
-  while (await isThere(vmm.pid)) await new Promise((resolve) => setTimeout(resolve, 1));
-  console.log(`  killed: no process of it was left ${Math.round(performance.now() - killedMs)} ms later`);
   await stream.exit;
+  await hasEnded(client, id, signal);
+  await client.removeJob(job.id, {}, { signal });
 }
 
+/** Runs the image, shows what it writes, and removes it. Gives how it ended. */
 async function runToEnd(
-  cluster: LocalCluster,
-  spec: { readonly image: string },
-  interrupted: AbortSignal,
-  print: (text: string) => void = (text) => process.stdout.write(text),
+  { client }: LocalCluster,
+  image: string,
+  signal: AbortSignal,
+  isShown: boolean,
 ): Promise<Allocation> {
-  const { allocations } = await cluster.client.createJob(spec);
+  const { job, allocations } = await client.createJob({ image, resources: RESOURCES }, { signal });
   const id = allocations[0]?.id ?? '';
-  const stream = await cluster.client.attach(id, {}, { signal: interrupted });
-  stream.stdout.on('data', (chunk: Buffer) => print(indent(chunk.toString())));
-  stream.stderr.on('data', (chunk: Buffer) => print(indent(chunk.toString())));
+  const stream = await client.attach(id, {}, { signal });
+  for (const output of [stream.stdout, stream.stderr])
+    output.on('data', (chunk: Buffer) => isShown && process.stdout.write(quoted(chunk)));
   await stream.exit;
+  const allocation = await hasEnded(client, id, signal);
+  await client.removeJob(job.id, {}, { signal });
+  return allocation;
+}
+
+async function hasEnded(client: CloisterClient, id: string, signal: AbortSignal): Promise<Allocation> {
   for (let version = 0; ; ) {
-    const allocation = await cluster.client.getAllocation(id, { waitVersion: version });
+    const allocation = await client.getAllocation(id, { waitVersion: version }, { signal });
     if (isEnded(allocation.state)) return allocation;
     version = allocation.version;
   }
 }
 
-const indent = (text: string): string => text.replaceAll(/^(?=.)/gm, '  | ');
+const quoted = (chunk: Buffer): string => chunk.toString().replaceAll(/^(?=.)/gm, `  ${cyan('│')} `);
 
-const total = (timeline: Timeline): number => (timeline.firstOutputAt ?? 0) - (timeline.acceptedAt ?? 0);
-
-/** A bar from the acceptance of the job to the first byte of its output, a line a stage. */
-function drawTimeline(timeline: Timeline): void {
-  const stages: [string, keyof Timeline][] = [
-    ['placed on a node', 'placedAt'],
-    ['told to the node', 'receivedAt'],
-    ['image ready', 'imageReadyAt'],
-    ['disk, jail, VMM started', 'jailReadyAt'],
-    ['guest booted', 'bootedAt'],
-    ['container started', 'startedAt'],
-    ['first byte of output', 'firstOutputAt'],
-  ];
-  const beginMs = timeline.acceptedAt ?? 0;
-  const wholeMs = Math.max(1, total(timeline));
-  let atMs = beginMs;
-  for (const [what, stage] of stages) {
-    const untilMs = timeline[stage] ?? atMs;
-    const [from, to] = [atMs, untilMs].map((ms) => Math.round((BAR_WIDTH * (ms - beginMs)) / wholeMs));
-    const bar = ' '.repeat(from ?? 0) + '█'.repeat(Math.max((to ?? 0) - (from ?? 0), 0)) || '▏';
-    console.log(`  ${what.padEnd(24)} ${`${untilMs - atMs} ms`.padStart(8)}  ${bar}`);
-    atMs = untilMs;
-  }
-  console.log(`  ${bold('altogether'.padEnd(24))} ${bold(`${wholeMs} ms`.padStart(8))}`);
+/** A heading, and what one would type for what follows. */
+function command(heading: string, line: string): void {
+  say(`\n${bold(heading)}  ${dim(`cloister ${line}`)}`);
 }
 
-async function findVmm(
-  cgroupPath: string,
-): Promise<{ pid: number; uid: string; capabilities: string; seccomp: string }> {
-  for (const pid of await readdir('/proc')) {
-    if (!/^\d+$/.test(pid)) continue;
-    const cgroup = await readFile(`/proc/${pid}/cgroup`, 'utf8').catch(() => '');
-    if (!cgroup.includes(cgroupPath)) continue;
-    const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
-    const field = (name: string): string => new RegExp(`^${name}:\\s+(\\S+)`, 'm').exec(status)?.[1] ?? '?';
-    return {
-      pid: Number(pid),
-      uid: field('Uid'),
-      capabilities: field('CapEff'),
-      seccomp: field('Seccomp') === '2' ? 'on' : 'off',
-    };
-  }
-  throw new Error('its VMM is not to be found');
+function whatNext(): void {
+  const image = `127.0.0.1:${KEPT_PORTS.registry}/busybox`;
+  const line = (text: string, what: string): void => say(`  ${text.padEnd(52)} ${dim(what)}`);
+  say(`\n${bold('Next')}`);
+  line('make up', 'the same cluster, and it stays');
+  line(`bin/cloister run --rm -it ${image}`, 'then: a shell in a machine of its own');
+  line('bin/cloister help', 'and all the rest');
+  line('make test', 'every promise, kept in real machines');
+  say(
+    dim(`  ${['README.md', 'ARCHITECTURE.md', 'SECURITY.md'].join(', ')}: how it is built, and against whom`),
+  );
+  say(dim(`  ${join('build', 'demo')} keeps images and logs for the next demo; "make clean" removes them`));
 }
 
-async function isThere(pid: number): Promise<boolean> {
-  const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
-  return status !== '' && !/^State:\s+[ZX]/m.test(status);
-}
-
-const interrupt = new AbortController();
-process.once('SIGINT', () => interrupt.abort(new Error('interrupted')));
-process.once('SIGTERM', () => interrupt.abort(new Error('interrupted')));
-main(interrupt.signal).catch((error: unknown) => {
-  console.error(`\nThe demo ended early: ${describeError(error)}`);
-  process.exitCode = 1;
-});
+await runProgram('The demo ended early', main);

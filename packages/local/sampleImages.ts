@@ -15,11 +15,11 @@ const FOREVER = `#!/bin/sh
 # Minds no signal, and stops for nobody.
 trap '' TERM INT HUP
 echo "I run for ever."
-while :; do :; done
+while :; do sleep 60; done
 `;
 
 /** Pushes hello, forever and busybox to the registry at `host`. */
-export async function sampleImages(host: string): Promise<void> {
+export async function pushSampleImages(host: string): Promise<void> {
   const samples = {
     busybox: buildBusyboxImage(),
     hello: buildBusyboxImage({

@@ -1,7 +1,9 @@
 // A program that runs in the background for a local cluster: started once, found again by whoever comes later, stopped
 // for good. Known by its process id and the moment of its start, so that no stranger is ever taken for it.
-import { spawn } from 'node:child_process';
-import { mkdir, open, readFile, rm } from 'node:fs/promises';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { open, rename, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { systemClock } from '@cloister/kit/clock.ts';
 import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
@@ -11,6 +13,7 @@ import { CloisterError } from '@cloister/model/errors.ts';
 import { findProcess, isAlive, type JailProcess, killProcess } from '@cloister/sandbox/jailProcess.ts';
 
 const LOG_LINES_IN_ERRORS = 8;
+const LOG_LINE_CHARACTERS_IN_ERRORS = 300;
 const KILL_TIMEOUT_MS = 10_000;
 
 export interface ServiceOptions {
@@ -20,6 +23,8 @@ export interface ServiceOptions {
   readonly command: string;
   readonly args: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
+  /** Of loopback, that it will listen on. */
+  readonly ports?: readonly number[];
   /** From its start until it is ready. */
   readonly startTimeoutMs: number;
   /** From SIGTERM until it is killed. */
@@ -29,14 +34,17 @@ export interface ServiceOptions {
 }
 
 export class Service {
+  readonly name: string;
   readonly #options: ServiceOptions;
 
   constructor(options: ServiceOptions) {
+    this.name = options.name;
     this.#options = options;
   }
 
+  /** Of the present run; the one before it is beside it, with ".before" to its name. */
   get logPath(): string {
-    return join(this.#options.folder, `${this.#options.name}.log`);
+    return join(this.#options.folder, `${this.name}.log`);
   }
 
   /** Undefined when it does not run. */
@@ -47,47 +55,26 @@ export class Service {
     return (await isAlive(known)) ? known : undefined;
   }
 
-  /** Starts it, unless it runs, and waits until it is ready. Gives what it printed first. */
-  async start(): Promise<string> {
-    const { folder, name, command, args, env, startTimeoutMs } = this.#options;
-    if (await this.find()) return await this.#firstLine();
-    await mkdir(folder, { recursive: true });
-    await rm(this.#outPath(), { force: true });
-    const [log, out] = [await open(this.logPath, 'a', 0o600), await open(this.#outPath(), 'w', 0o600)];
-    const child = spawn(command, args, {
-      detached: true, // it outlives us, and our terminal's interrupts
-      stdio: ['ignore', out.fd, log.fd],
-      env: { ...MINIMAL_ENV, ...env },
-      cwd: '/',
-    });
-    let ended: string | undefined;
-    child.once('error', (error) => {
-      ended = error.message;
-    });
-    child.once('exit', (code, signal) => {
-      ended = `it ended with ${signal ?? `exit code ${code}`}`;
-    });
-    child.unref();
-    await Promise.all([log.close(), out.close()]);
+  /**
+   * Starts it, unless it runs, and waits until it is ready. One that does not become ready is ended again. Throws
+   * `unavailable` with the end of its log, or the signal's reason.
+   */
+  async start(signal?: AbortSignal): Promise<JailProcess> {
+    const running = await this.find();
+    if (running) return running;
+    signal?.throwIfAborted();
+    for (const port of this.#options.ports ?? []) await this.#claim(port);
+    const { child, ended } = await this.#spawn();
     const process = child.pid === undefined ? undefined : await findProcess(child.pid);
     if (process) await writeFileDurably(this.#pidPath(), JSON.stringify(process));
-    await poll(
-      async () => {
-        if (ended !== undefined) throw await this.#failure(ended);
-        return (await this.#isReady()) ? true : undefined;
-      },
-      {
-        clock: systemClock,
-        everyMs: 10,
-        timeoutMs: startTimeoutMs,
-        makeError: () =>
-          new CloisterError(
-            'unavailable',
-            `${name} was not ready after ${startTimeoutMs} ms; see ${this.logPath}`,
-          ),
-      },
-    );
-    return await this.#firstLine();
+    try {
+      await this.#becomesReady(ended, signal);
+      if (!process) throw await this.#failure('it ended at once');
+      return process;
+    } catch (error) {
+      await this.kill();
+      throw error;
+    }
   }
 
   /** SIGTERM, and SIGKILL to what does not mind it. Returns when it is gone; none there is fine. */
@@ -107,32 +94,93 @@ export class Service {
     await gone(process, KILL_TIMEOUT_MS);
   }
 
-  async #isReady(): Promise<boolean> {
-    if (this.#options.isReady) return await this.#options.isReady();
-    return (await readFile(this.#outPath(), 'utf8')).includes('\n');
+  async #spawn(): Promise<{ child: ChildProcess; ended: () => string | undefined }> {
+    const { command, args, env } = this.#options;
+    // Begun anew with each start, so that it cannot grow for ever; what a crash said stays readable for one more.
+    await rename(this.logPath, `${this.logPath}.before`).catch(() => {});
+    const log = await open(this.logPath, 'w', 0o600);
+    const out = await open(this.#outPath(), 'w', 0o600);
+    const child = spawn(command, args, {
+      detached: true, // it outlives us, and our terminal's interrupts
+      stdio: ['ignore', out.fd, log.fd],
+      env: { ...MINIMAL_ENV, ...env },
+      cwd: '/',
+    });
+    let ended: string | undefined;
+    child.once('error', (error) => {
+      ended = error.message;
+    });
+    child.once('exit', (code, signal) => {
+      ended = `it ended with ${signal ?? `exit code ${code}`}`;
+    });
+    child.unref();
+    await Promise.all([log.close(), out.close()]);
+    return { child, ended: () => ended };
   }
 
-  async #firstLine(): Promise<string> {
-    return ((await readFileIfThere(this.#outPath())) ?? '').split('\n')[0] ?? '';
+  async #becomesReady(ended: () => string | undefined, signal: AbortSignal | undefined): Promise<void> {
+    const { startTimeoutMs } = this.#options;
+    const late = new Error('late');
+    const check = async (): Promise<true | undefined> => {
+      signal?.throwIfAborted();
+      const why = ended();
+      if (why !== undefined) throw await this.#failure(why);
+      return (await this.#isReady()) ? true : undefined;
+    };
+    try {
+      await poll(check, {
+        clock: systemClock,
+        everyMs: 10,
+        timeoutMs: startTimeoutMs,
+        makeError: () => late,
+        ...(signal ? { signal } : {}),
+      });
+    } catch (error) {
+      throw error === late ? await this.#failure(`it was not ready after ${startTimeoutMs} ms`) : error;
+    }
+  }
+
+  async #isReady(): Promise<boolean> {
+    if (this.#options.isReady) return await this.#options.isReady();
+    return (await readFileIfThere(this.#outPath()))?.includes('\n') ?? false;
+  }
+
+  /** Better said here, with the port, than guessed from a log. */
+  async #claim(port: number): Promise<void> {
+    const server = createServer().listen(port, '127.0.0.1');
+    try {
+      await once(server, 'listening');
+    } catch (cause) {
+      const why =
+        (cause as NodeJS.ErrnoException).code === 'EADDRINUSE' ? 'something else has it' : 'it cannot';
+      throw new CloisterError(
+        'unavailable',
+        `The ${this.name} should listen on port ${port} of 127.0.0.1, and ${why}`,
+        { cause },
+      );
+    }
+    server.close();
+    await once(server, 'close');
   }
 
   async #failure(why: string): Promise<CloisterError> {
     const lines = ((await readFileIfThere(this.logPath)) ?? '')
       .trimEnd()
       .split('\n')
-      .slice(-LOG_LINES_IN_ERRORS);
+      .slice(-LOG_LINES_IN_ERRORS)
+      .map((line) => `    ${line.slice(0, LOG_LINE_CHARACTERS_IN_ERRORS)}`);
     return new CloisterError(
       'unavailable',
-      `${this.#options.name} could not be started: ${why}. The end of ${this.logPath}:\n${lines.join('\n')}`,
+      `The ${this.name} could not be started: ${why}. The end of ${this.logPath}:\n${lines.join('\n')}`,
     );
   }
 
   #pidPath(): string {
-    return join(this.#options.folder, `${this.#options.name}.pid`);
+    return join(this.#options.folder, `${this.name}.pid`);
   }
 
   #outPath(): string {
-    return join(this.#options.folder, `${this.#options.name}.out`);
+    return join(this.#options.folder, `${this.name}.out`);
   }
 }
 
