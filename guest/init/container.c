@@ -21,7 +21,7 @@
 #include "trace.h"
 #include "user.h"
 
-enum { OTHER = 125, NO_USER = 124, MAX_VOLUMES = 64, MAX_ACCOUNTS = 262144, REAPED = 256, USER_ROOM = 8192 };
+enum { OTHER = 125, NO_USER = 124, MAX_VOLUMES = 128, MAX_FILES = 8, MAX_FILE = 4096, MAX_ACCOUNTS = 262144, REAPED = 256, USER_ROOM = 8192 };
 
 static int root_fd = -1;
 static const char *no_root;
@@ -102,9 +102,10 @@ static int make_folders(struct json object, const struct request *request, char 
 		return OTHER;
 	}
 	struct json volumes = json_field(object, "volumes");
-	for (int i = 0; i < MAX_VOLUMES; i++) {
+	for (int i = 0; i <= MAX_VOLUMES; i++) {
 		struct json value = json_element(volumes, &at);
 		if (!value.text) return 0;
+		if (i == MAX_VOLUMES) break;
 		if (json_string(value, volume, sizeof volume) < 0 || !inroot_make_folder(root_fd, volume)) {
 			snprintf(why, why_capacity, "volume %d: %s", i, strerror(errno));
 			return OTHER;
@@ -112,6 +113,24 @@ static int make_folders(struct json object, const struct request *request, char 
 	}
 	snprintf(why, why_capacity, "more than %d volumes", MAX_VOLUMES);
 	return OTHER;
+}
+
+// Paths and contents by turns. An image in which one cannot be made goes without it, as it would without a host.
+static void make_files(struct json object) {
+	char path[PATH_MAX], text[MAX_FILE];
+	struct json files = json_field(object, "files");
+	size_t at = 0;
+	for (int i = 0; i < MAX_FILES; i++) {
+		struct json name = json_element(files, &at), content = json_element(files, &at);
+		if (!name.text || !content.text || json_string(name, path, sizeof path) < 0) return;
+		long length = json_string(content, text, sizeof text);
+		char *slash = strrchr(path, '/');
+		if (length < 0 || !slash || slash == path) return;
+		*slash = 0;
+		bool made = inroot_make_folder(root_fd, path);
+		*slash = '/';
+		if (made) inroot_write(root_fd, path, text, (size_t)length);
+	}
 }
 
 static int prepare(struct json object, const char *document_name, const char *file, struct request *request, char *why, size_t why_capacity) {
@@ -127,6 +146,7 @@ static int prepare(struct json object, const char *document_name, const char *fi
 	}
 	int code = make_folders(object, request, why, why_capacity);
 	if (code) return code;
+	make_files(object);
 	if (!find_user(request->user, &user, why, why_capacity)) return NO_USER;
 	code = command_check(root_fd, request->argv0, request->path, request->working_dir, why, why_capacity);
 	if (code) return code;

@@ -42,6 +42,18 @@ export interface ChannelListener {
   message(message: GuestMessage): void;
 }
 
+/** START or EXEC as the guest reads it. Throws `request.invalid` when it is over 1 MiB. */
+export function requestPayload(request: unknown): Buffer {
+  const payload = Buffer.from(JSON.stringify(request));
+  if (payload.length > MAX_REQUEST_BYTES) {
+    throw new CloisterError(
+      'request.invalid',
+      `The command line and environment take ${payload.length} bytes as the guest is told them; it takes ${MAX_REQUEST_BYTES}.`,
+    );
+  }
+  return payload;
+}
+
 export class GuestChannel {
   readonly #stream: Duplex;
   readonly #listener: ChannelListener;
@@ -152,13 +164,7 @@ export class GuestChannel {
   }
 
   #request(type: number, process: number, request: unknown): void {
-    const payload = Buffer.from(JSON.stringify(request));
-    if (payload.length > MAX_REQUEST_BYTES) {
-      throw new CloisterError(
-        'request.invalid',
-        `The command line and environment take ${payload.length} bytes as the guest is told them; it takes ${MAX_REQUEST_BYTES}.`,
-      );
-    }
+    const payload = requestPayload(request);
     this.#order.begin(process);
     this.#write(encodeRequest(type, process, payload));
   }

@@ -7,7 +7,7 @@ import { CloisterError, describeError } from '@cloister/model/errors.ts';
 import type { Timeline } from '@cloister/model/job.ts';
 import type { Reason } from '@cloister/model/schema.ts';
 import type { ExecSpec } from '@cloister/model/stream.ts';
-import { GuestChannel } from './channel.ts';
+import { GuestChannel, requestPayload } from './channel.ts';
 import { type GuestMessage, GuestProtocolError, OUTPUT_WINDOW_BYTES } from './frames.ts';
 import { GuestConsole } from './guestConsole.ts';
 import { failureOf, GuestExecs } from './guestExec.ts';
@@ -15,8 +15,8 @@ import type { JailProcess } from './jailProcess.ts';
 import { Machine, type MachineParts } from './machine.ts';
 import { execRequest, signalNumber, startRequest } from './ociSpec.ts';
 import type { OutputLog } from './outputLog.ts';
-import type { Exec, ExecOutput, Sandbox, SandboxRequest, SandboxState } from './sandbox.ts';
-import type { EndRecord, MachineRecord, SandboxFolder } from './sandboxFolder.ts';
+import type { EndState, Exec, ExecOutput, Sandbox, SandboxRequest, SandboxState } from './sandbox.ts';
+import type { MachineRecord, SandboxFolder } from './sandboxFolder.ts';
 import { StdinPipe } from './stdinPipe.ts';
 import { takeOutput, takeOutputEnd } from './takeOutput.ts';
 import { bootTimeout, isHangUp, whyMachineEnded } from './whyMachineEnded.ts';
@@ -31,8 +31,6 @@ export interface LiveSandboxParts extends MachineParts {
   readonly bootTimeoutMs: number;
   readonly onChange: (sandbox: Sandbox) => void;
 }
-
-type Ended = EndRecord['state'];
 
 export class LiveSandbox implements Sandbox {
   readonly id: string;
@@ -56,7 +54,7 @@ export class LiveSandbox implements Sandbox {
   /** Making the machine and talking to the guest until it runs; settles before anything is taken down. */
   #starting: Promise<void> = Promise.resolve();
   #ending: Promise<void> | undefined;
-  #workloadEnd: Ended | undefined;
+  #workloadEnd: EndState | undefined;
   /** START was said, or may have been. */
   #hasStarted = false;
   #hasBooted = false;
@@ -118,7 +116,8 @@ export class LiveSandbox implements Sandbox {
 
   async #boot(): Promise<void> {
     const { image, spec } = this.request;
-    const request = startRequest(this.request); // throws before anything is made
+    const request = startRequest(this.request);
+    requestPayload(request); // throws, as the line above, before anything is made
     await this.#folder.make();
     const [machine, recorded] = await Promise.allSettled([
       this.#machine.start({
@@ -342,7 +341,7 @@ export class LiveSandbox implements Sandbox {
   }
 
   /** Takes everything down. What the workload did itself is on the disk before its machine is given up. */
-  #end(state: Ended): Promise<void> {
+  #end(state: EndState): Promise<void> {
     this.#ending ??= this.#takeDown(state).catch((error: unknown) => {
       // Something of it cannot be removed. It is said loudly, and tried again by the next start of the agent.
       this.#parts.logger.error(
@@ -354,7 +353,7 @@ export class LiveSandbox implements Sandbox {
     return this.#ending;
   }
 
-  async #takeDown(state: Ended): Promise<void> {
+  async #takeDown(state: EndState): Promise<void> {
     this.#aborted.abort(new CloisterError('state.wrong', 'The sandbox is being ended.'));
     const isWorkloadsOwnEnd = state === this.#workloadEnd;
     if (!isWorkloadsOwnEnd && this.#process) await this.#machine.kill(this.#process);
@@ -371,7 +370,7 @@ export class LiveSandbox implements Sandbox {
     this.#finish(state);
   }
 
-  async #recordEnd(state: Ended): Promise<void> {
+  async #recordEnd(state: EndState): Promise<void> {
     try {
       await this.#folder.writeEnd({ state, timeline: this.#timeline });
     } catch (error) {
@@ -380,7 +379,7 @@ export class LiveSandbox implements Sandbox {
     }
   }
 
-  #finish(state: Ended): void {
+  #finish(state: EndState): void {
     this.#state = state;
     this.#parts.onChange(this);
     this.#ended.resolve();

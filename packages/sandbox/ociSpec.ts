@@ -76,6 +76,7 @@ export function startRequest({ image, spec, hostname }: SandboxRequest): object 
   return {
     config: JSON.stringify(config),
     volumes: image.config.volumes,
+    files: ['/etc/hostname', `${hostname}\n`, '/etc/hosts', hosts(hostname)],
     ...guestFields(args, env, cwd, spec.user ?? image.config.user),
     tty: spec.tty,
     stdin: spec.stdin,
@@ -168,6 +169,10 @@ function guestFields(args: readonly string[], env: readonly string[], cwd: strin
   const path = env.find((entry) => entry.startsWith('PATH='))?.slice('PATH='.length) ?? '';
   return { user, workingDir: cwd, argv0: args[0] ?? '', path, hasHome: hasHome(env) };
 }
+
+/** What Docker gives a container without a network. Names are otherwise nobody's business in here. */
+const hosts = (hostname: string): string =>
+  `127.0.0.1\tlocalhost ${hostname}\n::1\tlocalhost ip6-localhost ip6-loopback ${hostname}\n`;
 
 const mount = (destination: string, type: string, source: string, options: readonly string[]): object => ({
   destination,

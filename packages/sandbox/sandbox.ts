@@ -31,6 +31,8 @@ export type SandboxState =
     }
   | { readonly phase: 'failed'; readonly reason: Reason };
 
+export type EndState = Extract<SandboxState, { phase: 'exited' | 'failed' }>;
+
 export type ExecEnd =
   | {
       readonly kind: 'exit';

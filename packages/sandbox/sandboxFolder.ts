@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
 import type { Timeline } from '@cloister/model/job.ts';
 import type { JailProcess } from './jailProcess.ts';
-import type { SandboxRequest, SandboxState } from './sandbox.ts';
+import type { EndState, SandboxRequest } from './sandbox.ts';
 
 export interface SandboxRecord {
   readonly request: SandboxRequest;
@@ -23,7 +23,7 @@ export interface MachineRecord {
 }
 
 export interface EndRecord {
-  readonly state: Extract<SandboxState, { phase: 'exited' | 'failed' }>;
+  readonly state: EndState;
   readonly timeline: Timeline;
 }
 

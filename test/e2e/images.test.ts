@@ -96,6 +96,7 @@ test('the container has the files and devices that programs expect, and can use 
     'chroot / true && unshare -m true',
     'test "$(cat /proc/sys/kernel/hostname)" = "$HOSTNAME"',
     'grep -q Seccomp:.*0 /proc/self/status && grep -q NoNewPrivs:.*0 /proc/self/status',
+    'test "$(cat /etc/hostname)" = "$HOSTNAME" && grep -q "^127.0.0.1.*localhost.*$HOSTNAME" /etc/hosts',
     'date -s 2030-01-01 > /dev/null',
   ];
   const script = checks.map((check, i) => `(${check}) || echo "failed: ${i}"`).join('\n');
