@@ -10,7 +10,7 @@ import { TestNode } from './testNode.ts';
 
 test('a block image is built by a user that owns nothing else and can only read more than others, without a network; then it is ours', async () => {
   await using node = await TestNode.start();
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const store = await node.store();
   const secret = { path: 'secret', mode: 0o000, content: 'read all the same' };
   const large = { path: 'large', content: Buffer.alloc(300_000_000) };

@@ -41,7 +41,7 @@ async function runUntilLineAndKill(
 
 test('a pull goes on after the agent was killed where its layer was', async () => {
   await using node = await TestNode.start();
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const image = buildImage({ files: [{ path: 'file', content: randomBytes(2_000_000) }] });
   const layer = image.layers[0]!;
   const reference = fake.serve(image);
@@ -54,7 +54,8 @@ test('a pull goes on after the agent was killed where its layer was', async () =
   };
   const program = `
     const containerd = { socketPath: args[0], rootFolder: args[1] };
-    const store = await library.ImageStore.open({ containerd, folder: args[2], minFreeBytes: 0 });
+    const insecureRegistries = [args[3].split('/')[0]];
+    const store = await library.ImageStore.open({ containerd, folder: args[2], minFreeBytes: 0, insecureRegistries });
     await store.pull(args[3], { onProgress: ({ fetchedBytes }) => fetchedBytes > 500_000 && console.log(fetchedBytes) });
   `;
   const { socketPath, rootFolder } = node.containerd;

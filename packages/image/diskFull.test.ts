@@ -32,7 +32,7 @@ test('when the block image finds no room, nothing is left, and a smaller image s
   const folder = await smallDisk(t, 8);
   await using node = await TestNode.start();
   const store = await node.store({ folder });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   await assert.rejects(store.pull(fake.serve(compressible)), { code: 'node.disk-full' });
   await node.assertNothingLeft(folder);
   await store.pull(fake.serve(small));
@@ -49,7 +49,7 @@ test('when containerd finds no room for a layer, or for what it unpacks to, noth
     folder,
     minFreeBytes: -100_000_000,
   });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   for (const image of [incompressible, compressible]) {
     await assert.rejects(store.pull(fake.serve(image)), { code: 'node.disk-full' });
     await node.assertNothingLeft(folder);
@@ -64,7 +64,7 @@ test('a disk that somebody else keeps full does not keep containerd from deletin
   await using node = await TestNode.start(root);
   const folder = join(node.folder, 'store');
   const store = await node.store({ folder, minFreeBytes: -100_000_000 });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const greedy = await open(join(disk, 'greedy'), 'w');
   const page = Buffer.alloc(4096);
   const timer = setInterval(() => {
@@ -82,7 +82,7 @@ test('a pull for which there is not enough room to begin with fetches no layer',
   const folder = await smallDisk(t, 8);
   await using node = await TestNode.start();
   const store = await node.store({ folder, minFreeBytes: 4_000_000 });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const reference = fake.serve(incompressible);
   await assert.rejects(store.pull(reference), { code: 'node.disk-full', message: /no room for the layers/ });
   assert.ok(!fake.requests.some(({ url }) => url?.endsWith(incompressible.layers[0]!.digest)));

@@ -13,6 +13,8 @@ export type Handler = (
 
 export class FakeRegistry {
   readonly requests: IncomingMessage[] = [];
+  /** Also those that brought no request. */
+  connections = 0;
   /** Asked first; what it leaves is answered as a registry should. */
   handler: Handler = () => false;
   readonly #server: Server;
@@ -28,6 +30,9 @@ export class FakeRegistry {
 
   static async start(): Promise<FakeRegistry> {
     const registry = new FakeRegistry();
+    registry.#server.on('connection', () => {
+      registry.connections += 1;
+    });
     registry.#server.listen(0, '127.0.0.1');
     await once(registry.#server, 'listening');
     return registry;

@@ -7,7 +7,8 @@ import { status } from '@grpc/grpc-js';
 import type { ContainerdClient } from './containerd.ts';
 import { ContainerdError } from './containerdError.ts';
 import type { Layer } from './manifest.ts';
-import { type Repository, TransientError } from './registry.ts';
+import type { Repository } from './registry.ts';
+import { TransientError } from './transport.ts';
 
 export interface FetchContext {
   readonly containerd: ContainerdClient;

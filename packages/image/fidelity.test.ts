@@ -20,7 +20,7 @@ before(async () => {
 after(async () => await node[Symbol.asyncDispose]());
 
 async function pullBlock(recipe: ImageRecipe): Promise<OpenBlock> {
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   return await OpenBlock.open((await store.pull(fake.serve(buildImage(recipe)))).blockPath);
 }
 

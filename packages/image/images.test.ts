@@ -18,6 +18,7 @@ let registry: TestRegistry;
 
 before(async () => {
   [node, registry] = await Promise.all([TestNode.start(), TestRegistry.start()]);
+  node.trust(registry);
 });
 after(async () => {
   await registry[Symbol.asyncDispose]();
@@ -71,7 +72,7 @@ test('an image is pulled, with its configuration and its progress, and can be op
 
 test('what is on the node is used without the network, by tag and by digest; refresh asks the registry', async () => {
   const store = await node.store();
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const [first, second] = [image('first'), image('second')];
   const reference = fake.serve(first);
   await store.pull(reference);
@@ -96,7 +97,7 @@ test('what is on the node is used without the network, by tag and by digest; ref
 
 test('an index gives the image for the platform', async () => {
   const store = await node.store({ platform: { os: 'linux', architecture: 'arm', variant: 'v7' } });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const build = (variant: string) =>
     buildImage({ files: [{ path: variant }], platform: { os: 'linux', architecture: 'arm', variant } });
   const [v6, v7] = [build('v6'), build('v7')];
@@ -113,7 +114,7 @@ test('an index gives the image for the platform', async () => {
 
 test('concurrent pulls of one image fetch and build it once, under two names too', async () => {
   const store = await node.store();
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const made = image(randomBytes(500_000));
   const reference = fake.serve(made);
   fake.serve(made, 'also');
@@ -135,7 +136,7 @@ test('concurrent pulls of one image fetch and build it once, under two names too
 test('a cancelled pull leaves nothing, and rejects with the reason', async () => {
   const folder = join(node.folder, 'cancelled');
   const store = await node.store({ folder });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const made = image(randomBytes(2_000_000));
   const reference = fake.serve(made);
   const begun = Promise.withResolvers<void>();
@@ -160,7 +161,7 @@ test('a cancelled pull leaves nothing, and rejects with the reason', async () =>
 
 test('a pull that one caller cancels goes on for another', async () => {
   const store = await node.store();
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const reference = fake.serve(image('shared'));
   const controller = new AbortController();
   const cancelled = store.pull(reference, { signal: controller.signal });

@@ -23,6 +23,8 @@ export interface ImageStoreOptions extends RegistryOptions {
   readonly containerd: { readonly socketPath: string; readonly rootFolder: string };
   /** Holds block images and records. Only one store may have it open. */
   readonly folder: string;
+  /** When given, images of other registries are refused. As references name them: "docker.io", "HOST:PORT". */
+  readonly allowedRegistries?: readonly string[];
   /** Of the compressed layers, of what they unpack to, and of the block image, each. Default 20 GiB. */
   readonly maxImageBytes?: number;
   /** Left free on the disks of `folder` and of containerd. Default 1 GiB. */
@@ -155,6 +157,10 @@ export class ImageStore {
     options.signal?.throwIfAborted();
     const reference = parseReference(text);
     const name = formatReference(reference);
+    if (this.#options.allowedRegistries?.includes(reference.registry) === false) {
+      const message = `The operator of this node does not allow images from ${reference.registry}.`;
+      throw new CloisterError('image.registry-unreachable', message);
+    }
     const present = this.#records.find(name);
     if (present && !options.refresh) return this.#describe(present, name);
     if (this.#pulls.size >= MAX_RUNNING_AND_WAITING) {

@@ -39,12 +39,12 @@ async function refusedFake(
   code: ErrorCode,
   message: RegExp,
 ): Promise<void> {
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   await refused(make(fake), code, message);
 }
 
 test('a name or a tag that the registry does not have is not found', async () => {
-  await using registry = await TestRegistry.start();
+  await using registry = node.trust(await TestRegistry.start());
   const reference = await registry.pushImage(image, 'team/app');
   await refused(`${registry.host}/team/none`, 'image.not-found', /is not there/);
   await refused(`${reference.replace('latest', 'v9')}`, 'image.not-found', /v9/);
@@ -52,7 +52,9 @@ test('a name or a tag that the registry does not have is not found', async () =>
 
 test('a registry that is down is unreachable, within seconds', async () => {
   const startedAt = performance.now();
-  await refused(`127.0.0.1:${await freePort()}/team/app`, 'image.registry-unreachable', /ECONNREFUSED/);
+  const host = `127.0.0.1:${await freePort()}`;
+  node.trust({ host });
+  await refused(`${host}/team/app`, 'image.registry-unreachable', /ECONNREFUSED/);
   assert.ok(performance.now() - startedAt < 5000);
 });
 
@@ -141,7 +143,7 @@ test('an image for other platforms only is refused, naming those that there are'
 });
 
 test('an image whose manifest says that it is too large is refused before a layer is fetched', async () => {
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   const large = buildImage({ files: [{ path: 'a', content: randomBytes(1_100_000) }] });
   await refused(fake.serve(large), 'image.too-large', /limit of this node is 1048576/);
   assert.ok(!fake.requests.some(({ url }) => url?.includes('/blobs/')));
@@ -161,7 +163,7 @@ test('a block image that outgrows the limit is refused', async () => {
     target: 'x',
   }));
   const tight = await node.store({ folder, maxImageBytes: 120_000 });
-  await using fake = await FakeRegistry.start();
+  await using fake = node.trust(await FakeRegistry.start());
   await assert.rejects(tight.pull(fake.serve(buildImage({ files: names }))), {
     code: 'image.too-large',
     message: /block image/,
@@ -233,18 +235,18 @@ test('a layer that is no archive is unsupported', async () => {
 });
 
 test('without credentials, and with wrong ones, a registry that wants some refuses', async () => {
-  await using registry = await TestRegistry.start({ authorization: 'password' });
+  await using registry = node.trust(await TestRegistry.start({ authorization: 'password' }));
   const reference = await registry.pushImage(image, 'team/app');
   await refused(reference, 'image.unauthorized', /no credentials/);
   const wrong = await node.store({ folder, credentials: () => ({ username: 'alice', password: 'wrong' }) });
   await assert.rejects(wrong.pull(reference), { code: 'image.unauthorized' });
-  await using tokens = await TestRegistry.start({ authorization: 'token' });
+  await using tokens = node.trust(await TestRegistry.start({ authorization: 'token' }));
   await refused(await tokens.pushImage(image, 'team/app'), 'image.unauthorized', /token/);
 });
 
 test("a manifest of another's layers, which this node has, is no way to get at them", async () => {
-  await using owner = await FakeRegistry.start();
-  await using thief = await FakeRegistry.start();
+  await using owner = node.trust(await FakeRegistry.start());
+  await using thief = node.trust(await FakeRegistry.start());
   const own = await store.pull(owner.serve(image));
   thief.servePart(image.manifest, 'latest');
   thief.servePart(image.config);

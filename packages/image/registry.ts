@@ -2,7 +2,7 @@
 // what it says is bounded in size and in time, and believed only where a digest vouches for it (by our callers).
 import { type Clock, systemClock } from '@cloister/kit/clock.ts';
 import { backoffMs } from '@cloister/kit/wait.ts';
-import { CloisterError, describeError } from '@cloister/model/errors.ts';
+import { CloisterError } from '@cloister/model/errors.ts';
 import {
   basicAuthorization,
   type Credentials,
@@ -10,18 +10,13 @@ import {
   parseToken,
   tokenUrl,
 } from './authorization.ts';
-import { checkDestination, isLoopback } from './destination.ts';
+import { isInsecure } from './destination.ts';
 import type { Reference } from './reference.ts';
+import { type Answer, type Request, TransientError, Transport, type TransportOptions } from './transport.ts';
 
-export interface RegistryOptions {
+export interface RegistryOptions extends TransportOptions {
   /** By the registry's host, as references have it. Asked at each pull, so that they can be changed. */
   readonly credentials?: (registry: string) => Credentials | undefined;
-  /** Hosts that are spoken to without TLS. Loopback always is, as with Docker. */
-  readonly insecureRegistries?: readonly string[];
-  /** For the head of an answer. Default 15,000. */
-  readonly answerTimeoutMs?: number;
-  /** Between two pieces of a body. Default 30,000. */
-  readonly idleTimeoutMs?: number;
   readonly clock?: Clock;
 }
 
@@ -36,42 +31,33 @@ export interface BlobStream {
   readonly body: AsyncIterable<Buffer>;
 }
 
-/** A broken connection, or a registry that is busy: worth another attempt. */
-export class TransientError extends CloisterError {}
-
 const MAX_ATTEMPTS = 3;
 const MAX_REDIRECTS = 5;
 const MAX_TOKEN_BYTES = 131_072;
 const FIRST_BACKOFF_MS = 200;
 const MAX_BACKOFF_MS = 2000;
 
-interface Request {
-  readonly method?: 'GET' | 'HEAD';
-  readonly headers?: Readonly<Record<string, string>>;
-  readonly signal?: AbortSignal | undefined;
-}
-
 /** One repository of one registry. Keeps the token that it was given; make one for each pull. */
 export class Repository {
   readonly #host: string;
   readonly #base: URL;
   readonly #name: string;
-  readonly #plain: boolean;
-  readonly #options: RegistryOptions;
+  readonly #transport: Transport;
+  readonly #credentials: Credentials | undefined;
   readonly #clock: Clock;
   #authorization: string | undefined;
 
   constructor(reference: Reference, options: RegistryOptions) {
-    this.#options = options;
+    this.#transport = new Transport(options);
     this.#clock = options.clock ?? systemClock;
     this.#name = reference.repository;
     this.#host = reference.registry === 'docker.io' ? 'registry-1.docker.io' : reference.registry;
-    this.#plain =
-      isLoopback(reference.registry) || (options.insecureRegistries ?? []).includes(reference.registry);
-    this.#base = new URL(`${this.#plain ? 'http' : 'https'}://${this.#host}/v2/${reference.repository}/`);
+    const url = URL.parse(`https://${this.#host}/v2/${reference.repository}/`);
+    if (!url) throw new CloisterError('image.reference-invalid', `"${this.#host}" is not a registry's host.`);
+    const plain = URL.parse(`http://${this.#host}${url.pathname}`);
+    this.#base = plain && isInsecure(plain, options) ? plain : url;
     this.#credentials = options.credentials?.(reference.registry);
   }
-  readonly #credentials: Credentials | undefined;
 
   get name(): string {
     return `${this.#host}/${this.#name}`;
@@ -103,7 +89,7 @@ export class Repository {
     const path = `blobs/${digest}`;
     try {
       await this.#attempt(signal, async () => {
-        await (await this.#request(path, { method: 'HEAD', signal })).cancel();
+        (await this.#request(path, { method: 'HEAD', signal })).cancel();
       });
       return true;
     } catch (error) {
@@ -119,7 +105,7 @@ export class Repository {
     if (response.status !== 206) return { offset: 0, body: response.body };
     const start = Number(/^bytes (\d{1,15})-/.exec(response.headers.get('content-range') ?? '')?.[1] ?? -1);
     if (start === offset) return { offset, body: response.body };
-    await response.cancel();
+    response.cancel();
     throw new TransientError(
       'image.pull-failed',
       `${this.#host} answered another range of ${digest} than it was asked for.`,
@@ -142,21 +128,19 @@ export class Repository {
   async #request(path: string, request: Request): Promise<Answer> {
     let url = new URL(path, this.#base);
     let hasAuthorized = false;
-    await checkDestination(url, { host: this.#host, plain: this.#plain });
     for (let redirects = 0; redirects <= MAX_REDIRECTS; ) {
       const isOwn = url.origin === this.#base.origin; // elsewhere our authorization is nobody's business
       const headers = {
         ...request.headers,
         ...(isOwn && this.#authorization ? { authorization: this.#authorization } : {}),
       };
-      const answer = await this.#send(url, { ...request, headers });
+      const answer = await this.#transport.send(url, { ...request, headers });
       if (answer.status === 200 || answer.status === 206) return answer;
-      await answer.cancel();
+      answer.cancel();
       const location = answer.headers.get('location');
       if ([301, 302, 303, 307, 308].includes(answer.status) && location !== null) {
         redirects += 1;
         url = this.#redirected(location, url);
-        await checkDestination(url, { host: this.#host, plain: this.#plain });
       } else if (answer.status === 401 && isOwn && !hasAuthorized) {
         hasAuthorized = true;
         this.#authorization = await this.#authorize(answer.headers.get('www-authenticate'), request.signal);
@@ -189,11 +173,10 @@ export class Repository {
       );
     }
     const url = tokenUrl(challenge, this.#name);
-    await checkDestination(url, { host: this.#host, plain: this.#plain });
     const headers: Record<string, string> = credentials
       ? { authorization: basicAuthorization(credentials) }
       : {};
-    const answer = await this.#send(url, { headers, signal });
+    const answer = await this.#transport.send(url, { headers, signal });
     const chunks: Buffer[] = [];
     let length = 0;
     for await (const chunk of answer.body) {
@@ -222,71 +205,5 @@ export class Repository {
 
   #what(path: string): string {
     return `${this.#host}/${this.#name} ${path}`.slice(0, 400);
-  }
-
-  async #send(url: URL, { method = 'GET', headers = {}, signal }: Request): Promise<Answer> {
-    const { answerTimeoutMs = 15_000, idleTimeoutMs = 30_000 } = this.#options;
-    const late = new AbortController();
-    const arm = (ms: number, what: string): NodeJS.Timeout =>
-      setTimeout(() => late.abort(new Error(`${what} within ${ms} ms`)), ms);
-    const failure = (error: unknown): unknown => {
-      if (signal?.aborted) return signal.reason;
-      if (error instanceof CloisterError) return error;
-      const why = describeError(late.signal.aborted ? late.signal.reason : error);
-      return new TransientError(
-        'image.registry-unreachable',
-        `${url.origin} could not be reached, or broke off: ${why}.`,
-        { cause: error },
-      );
-    };
-    const timer = arm(answerTimeoutMs, 'no answer');
-    try {
-      const response = await fetch(url, {
-        method,
-        headers: { 'user-agent': 'cloister', 'accept-encoding': 'identity', ...headers },
-        redirect: 'manual',
-        signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal,
-      });
-      const body = bodyOf(response, () => arm(idleTimeoutMs, 'no more bytes'), failure);
-      return {
-        status: response.status,
-        headers: response.headers,
-        body,
-        cancel: async () => await response.body?.cancel(),
-      };
-    } catch (error) {
-      throw failure(error);
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-}
-
-interface Answer {
-  readonly status: number;
-  readonly headers: Headers;
-  readonly body: AsyncIterable<Buffer>;
-  readonly cancel: () => Promise<void>;
-}
-
-/** The body's pieces, with a limit on the wait for each, and their errors as ours. Leaving the loop cancels the rest. */
-async function* bodyOf(
-  response: Response,
-  arm: () => NodeJS.Timeout,
-  failure: (error: unknown) => unknown,
-): AsyncGenerator<Buffer> {
-  if (!response.body) return;
-  const reader = response.body.getReader();
-  try {
-    for (;;) {
-      const timer = arm();
-      const { done, value } = await reader.read().finally(() => clearTimeout(timer));
-      if (done) return;
-      yield Buffer.from(value.buffer, value.byteOffset, value.byteLength);
-    }
-  } catch (error) {
-    throw failure(error);
-  } finally {
-    await reader.cancel().catch(() => {}); // it is broken already, or ended
   }
 }

@@ -11,6 +11,8 @@ import { PrivateMounts } from './privateMount.ts';
 export class TestNode {
   readonly folder: string;
   readonly containerd: ContainerdProcess;
+  /** Of every store: tests' registries are on loopback, and begin after the store. */
+  readonly insecureRegistries: string[] = [];
   readonly #stores: ImageStore[] = [];
 
   private constructor(folder: string, containerd: ContainerdProcess) {
@@ -26,10 +28,22 @@ export class TestNode {
     );
   }
 
+  /** Lists a registry of this test's, and its token server, as an operator would. */
+  trust<Registry extends { readonly host: string; readonly tokenHost?: string | undefined }>(
+    registry: Registry,
+  ): Registry {
+    this.insecureRegistries.push(registry.host, ...(registry.tokenHost ? [registry.tokenHost] : []));
+    return registry;
+  }
+
   /** Each with a folder of its own unless one is given. */
   async store(options: Partial<ImageStoreOptions> = {}): Promise<ImageStore> {
+    const { containerd, insecureRegistries } = this;
     const folder = join(this.folder, `store-${this.#stores.length}`);
-    const store = await ImageStore.open({ containerd: this.containerd, folder, minFreeBytes: 0, ...options });
+    const store = await ImageStore.open({
+      ...{ containerd, folder, insecureRegistries, minFreeBytes: 0 },
+      ...options,
+    });
     this.#stores.push(store);
     return store;
   }

@@ -41,11 +41,14 @@ export class TestTokenServer {
     return tokens;
   }
 
+  get host(): string {
+    const address = this.#server.address();
+    return `127.0.0.1:${typeof address === 'object' && address ? address.port : 0}`;
+  }
+
   /** The "auth" of the registry's configuration. */
   registryConfig(): object {
-    const address = this.#server.address();
-    const port = typeof address === 'object' && address ? address.port : 0;
-    const realm = `http://127.0.0.1:${port}/token`;
+    const realm = `http://${this.host}/token`;
     return { token: { realm, service: SERVICE, issuer: ISSUER, rootcertbundle: this.#certificatePath } };
   }
 
