@@ -133,6 +133,25 @@ test('concurrent pulls of one image fetch and build it once, under two names too
   for (const name of new Set(names)) await store.remove(name);
 });
 
+test("one tenant's pulls that never end do not hold up another's, not even of the same image", async () => {
+  const store = await node.store({ maxPulls: 4 });
+  await using stuck = node.trust(await FakeRegistry.start());
+  await using fake = node.trust(await FakeRegistry.start());
+  stuck.handler = () => true; // and never answers
+  const [mine, wanted] = [image('mine'), image('wanted')];
+  const references = [fake.serve(mine, 'mine'), fake.serve(wanted, 'wanted')] as const;
+  const stop = new AbortController();
+  const greedy = { group: 'greedy', signal: stop.signal };
+  const blocked = ['a', 'b', 'c', 'd', 'e'].map((name) => store.pull(`${stuck.host}/${name}`, greedy));
+  const waiting = store.pull(references[1], greedy); // behind those
+  const settled = Promise.allSettled([...blocked, waiting]);
+  for (const [at, made] of [mine, wanted].entries())
+    assert.equal((await store.pull(references[at]!, { group: 'modest' })).digest, made.manifest.digest);
+  stop.abort(new Error('enough'));
+  assert.deepEqual(new Set((await settled).map(({ status }) => status)), new Set(['rejected']));
+  for (const reference of references) await store.remove(reference);
+});
+
 test('a cancelled pull leaves nothing, and rejects with the reason', async () => {
   const folder = join(node.folder, 'cancelled');
   const store = await node.store({ folder });

@@ -9,16 +9,15 @@ import type { ImageConfig } from '@cloister/model/image.ts';
 import { type CollectPolicy, chooseUnneeded } from './collect.ts';
 import { ContainerdClient } from './containerd.ts';
 import { ContainerdError } from './containerdError.ts';
-import { Limiter } from './limiter.ts';
 import type { Platform } from './manifest.ts';
-import { type NewImage, type ProgressStep, Puller } from './pull.ts';
+import { type NewImage, type ProgressStep, type PullContext, Puller } from './pull.ts';
+import { PullQueue, type PullQueueOptions } from './pullQueue.ts';
 import { hexOf, type ImageRecord, Records } from './records.ts';
 import { formatReference, parseReference, type Reference } from './reference.ts';
 import type { RegistryOptions } from './registry.ts';
 import { DiskReserve } from './reserve.ts';
-import { SharedWork } from './shared.ts';
 
-export interface ImageStoreOptions extends RegistryOptions {
+export interface ImageStoreOptions extends RegistryOptions, PullQueueOptions {
   /** As a ContainerdProcess has them. */
   readonly containerd: { readonly socketPath: string; readonly rootFolder: string };
   /** Holds block images and records. Only one store may have it open. */
@@ -31,10 +30,6 @@ export interface ImageStoreOptions extends RegistryOptions {
   readonly minFreeBytes?: number;
   /** Default: linux on this machine's architecture. */
   readonly platform?: Platform;
-  /** Pulls at once; further ones wait. Default 4. */
-  readonly maxPulls?: number;
-  /** For one pull, waiting included. Default one hour. */
-  readonly pullTimeoutMs?: number;
   readonly clock?: Clock;
   readonly logger?: Logger;
 }
@@ -55,6 +50,8 @@ export interface PulledImage {
 export interface PullOptions {
   /** Asks the registry even when the reference is on the node: a tag may have moved. Default false: no network then. */
   readonly refresh?: boolean;
+  /** For whom: a tenant's id. Groups take turns. Default: one more group. */
+  readonly group?: string;
   readonly onProgress?: (step: ProgressStep) => void;
   readonly signal?: AbortSignal;
 }
@@ -69,8 +66,6 @@ export interface ImageUse extends Disposable {
 
 const DEFAULT_MAX_IMAGE_BYTES = 20 * 1024 ** 3;
 const DEFAULT_MIN_FREE_BYTES = 1024 ** 3;
-const DEFAULT_PULL_TIMEOUT_MS = 3_600_000;
-const MAX_RUNNING_AND_WAITING = 1024;
 /** What a killed agent's pulls left in containerd may be gone on with for this long. */
 const ABANDONED_AFTER_MS = 3_600_000;
 /** When an image was last used is written down no finer than this. */
@@ -84,8 +79,7 @@ export class ImageStore {
   readonly #containerd: ContainerdClient;
   readonly #records: Records;
   readonly #puller: Puller;
-  readonly #pulls = new SharedWork<ImageRecord, ProgressStep>();
-  readonly #limiter: Limiter;
+  readonly #queue: PullQueue<ImageRecord>;
   readonly #reserve: DiskReserve;
   readonly #uses = new Map<string, number>();
   readonly #openedAtMs: number;
@@ -102,7 +96,7 @@ export class ImageStore {
     this.#logger = options.logger ?? silentLogger;
     this.#containerd = containerd;
     this.#records = records;
-    this.#limiter = new Limiter(options.maxPulls ?? 4);
+    this.#queue = new PullQueue(options);
     this.#reserve = new DiskReserve(options.containerd.rootFolder);
     this.#openedAtMs = this.#clock.monotonic();
     this.#puller = new Puller({
@@ -163,15 +157,14 @@ export class ImageStore {
     }
     const present = this.#records.find(name);
     if (present && !options.refresh) return this.#describe(present, name);
-    if (this.#pulls.size >= MAX_RUNNING_AND_WAITING) {
-      throw new CloisterError(
-        'limit.exceeded',
-        `${MAX_RUNNING_AND_WAITING} images are being pulled on this node.`,
-      );
-    }
-    const work = async (signal: AbortSignal, report: (step: ProgressStep) => void): Promise<ImageRecord> =>
-      await this.#limiter.run(async () => await this.#pull(reference, name, signal, report), signal);
-    const record = await this.#pulls.do(name, work, options);
+    const { group = '', refresh = false } = options;
+    const queued = {
+      ...{ name, key: name, group },
+      find: () => (refresh ? undefined : this.#records.find(name)),
+      pull: async (signal: AbortSignal, report: (step: ProgressStep) => void) =>
+        await this.#pull(reference, name, { signal, report, group }),
+    };
+    const record = await this.#queue.run(queued, options);
     return this.#describe(record, name);
   }
 
@@ -236,7 +229,7 @@ export class ImageStore {
 
   /** Cancels the pulls that run and waits for their end. containerd goes on; handles in use stay valid files. */
   async close(): Promise<void> {
-    await this.#pulls.close(new CloisterError('unavailable', 'The image store is closing.'));
+    await this.#queue.close(new CloisterError('unavailable', 'The image store is closing.'));
     await this.#change(async () => {});
     this.#containerd.close();
   }
@@ -245,28 +238,18 @@ export class ImageStore {
     await this.close();
   }
 
-  async #pull(
-    reference: Reference,
-    name: string,
-    signal: AbortSignal,
-    report: (step: ProgressStep) => void,
-  ): Promise<ImageRecord> {
-    const timeoutMs = this.#options.pullTimeoutMs ?? DEFAULT_PULL_TIMEOUT_MS;
-    const late = AbortSignal.timeout(timeoutMs);
+  async #pull(reference: Reference, name: string, context: Omit<PullContext, 'lease'>): Promise<ImageRecord> {
     try {
       const lease = `pull-${randomBytes(8).toString('hex')}`;
       return await this.#puller.pull(
         reference,
-        { lease, signal: AbortSignal.any([signal, late]), report },
+        { ...context, lease },
         (digest) => this.#records.get(digest),
         async (image) => await this.#keep(reference, name, image),
       );
     } catch (error) {
       if (error instanceof CloisterError && error.code === 'node.disk-full') await this.#makeRoom();
-      if (signal.aborted || !late.aborted) throw error;
-      throw new CloisterError('image.pull-failed', `${name} was not pulled within ${timeoutMs} ms.`, {
-        cause: error,
-      });
+      throw error;
     }
   }
 

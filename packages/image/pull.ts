@@ -37,6 +37,8 @@ export interface PullerOptions extends RegistryOptions {
 }
 
 export interface PullContext {
+  /** Of the first who wants it. */
+  readonly group: string;
   readonly lease: string;
   readonly signal: AbortSignal;
   readonly report: (step: ProgressStep) => void;
@@ -243,7 +245,7 @@ export class Puller {
       }
     };
     const build = async (signal: AbortSignal): Promise<number> =>
-      await this.#buildLimiter.run(async () => await once(signal), signal);
+      await this.#buildLimiter.run(async () => await once(signal), signal, context.group);
     return await this.#builds.do(digest, build, { signal: context.signal });
   }
 

@@ -106,6 +106,33 @@ test('a layer that never gets on fails after a bounded number of attempts', asyn
   await node.assertNothingLeft(join(node.folder, 'store'));
 });
 
+test('a registry that trickles is given up, however it begins anew', async () => {
+  await using fake = node.trust(await FakeRegistry.start());
+  const reference = fake.serve(image);
+  const slow = await node.store({
+    folder: join(node.folder, 'slow'),
+    rateWindowMs: 400,
+    minBytesPerSecond: 10_000_000,
+  });
+  let sent = 0;
+  fake.handler = (request, response, part) => {
+    if (part !== layer || request.method !== 'GET') return false;
+    const start = Number(/bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+    const range = `bytes ${start}-${layer.bytes.length - 1}/${layer.bytes.length}`;
+    response.writeHead(start > 0 ? 206 : 200, start > 0 ? { 'content-range': range } : {});
+    const timer = setInterval(() => {
+      sent += 1;
+      response.write(layer.bytes.subarray(start + sent, start + sent + 1));
+      if (sent % 10 === 0) response.destroy();
+    }, 20);
+    response.on('close', () => clearInterval(timer));
+    return true;
+  };
+  await assert.rejects(slow.pull(reference), { code: 'image.pull-failed', message: /too slow/ });
+  assert.ok(sent < 100, String(sent));
+  await node.assertNothingLeft(join(node.folder, 'slow'));
+});
+
 test('a redirect to another host is followed without our credentials', async () => {
   await using fake = node.trust(await FakeRegistry.start());
   await using blobs = node.trust(await FakeRegistry.start());

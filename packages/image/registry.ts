@@ -17,7 +17,6 @@ import { type Answer, type Request, TransientError, Transport, type TransportOpt
 export interface RegistryOptions extends TransportOptions {
   /** By the registry's host, as references have it. Asked at each pull, so that they can be changed. */
   readonly credentials?: (registry: string) => Credentials | undefined;
-  readonly clock?: Clock;
 }
 
 export interface Document {

@@ -57,7 +57,8 @@ export class SharedWork<Value, Progress = never> {
     const report = (progress: Progress): void => {
       for (const waiter of waiters) waiter.onProgress?.(progress);
     };
-    const result = work(controller.signal, report);
+    // Not at once: who begins it hears its first report too.
+    const result = Promise.resolve().then(async () => await work(controller.signal, report));
     const job: Job<Value, Progress> = { controller, waiters, result };
     this.#running.set(key, job);
     const forget = (): void => {

@@ -3,6 +3,7 @@
 import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
 import type { LookupFunction } from 'node:net';
+import { type Clock, systemClock } from '@cloister/kit/clock.ts';
 import { CloisterError, describeError } from '@cloister/model/errors.ts';
 import { type Address, addressesOf, type Destinations, isInsecure } from './destination.ts';
 
@@ -11,6 +12,11 @@ export interface TransportOptions extends Destinations {
   readonly answerTimeoutMs?: number;
   /** Between two pieces of a body. Default 30,000. */
   readonly idleTimeoutMs?: number;
+  /** On average over `rateWindowMs` of waiting for the registry, or the pull ends. Default 16,384. */
+  readonly minBytesPerSecond?: number;
+  /** Default 60,000. */
+  readonly rateWindowMs?: number;
+  readonly clock?: Clock;
 }
 
 export interface Request {
@@ -30,17 +36,25 @@ export interface Answer {
 /** A broken connection, or a registry that is busy: worth another attempt. */
 export class TransientError extends CloisterError {}
 
+/** What an answer's head counts for: a registry that answers late and briefly, as for what is there, is not slow. */
+const HEAD_WORTH_BYTES = 65_536;
 const IDLE_CONNECTION_MS = 5000;
 const HEADERS = { 'user-agent': 'cloister', 'accept-encoding': 'identity' };
 
-/** Keeps its connections for a while; make one for each pull. */
+/** Keeps its connections for a while, and an eye on its speed; make one for each pull. */
 export class Transport {
   readonly #options: TransportOptions;
   readonly #http = new HttpAgent({ keepAlive: true, timeout: IDLE_CONNECTION_MS });
   readonly #https = new HttpsAgent({ keepAlive: true, timeout: IDLE_CONNECTION_MS });
 
+  readonly #clock: Clock;
+  /** Since the speed was last looked at. All requests together. */
+  #waitedMs = 0;
+  #gotBytes = 0;
+
   constructor(options: TransportOptions) {
     this.#options = options;
+    this.#clock = options.clock ?? systemClock;
   }
 
   /** Follows no redirects. Throws TransientError, or 'image.pull-failed' for what is not HTTPS. */
@@ -52,10 +66,12 @@ export class Transport {
         `${url.origin.slice(0, 200)} is refused: it is not HTTPS.`,
       );
     }
+    this.#checkSpeed(url);
     const late = new AbortController();
     const stop = signal ? AbortSignal.any([signal, late.signal]) : late.signal;
     const within = async <Value>(ms: number, what: string, wait: Promise<Value>): Promise<Value> => {
       const timer = setTimeout(() => late.abort(new Error(`${what} within ${ms} ms`)), ms);
+      const beganMs = this.#clock.monotonic();
       try {
         return await wait;
       } catch (error) {
@@ -66,18 +82,38 @@ export class Transport {
         throw new TransientError('image.registry-unreachable', message, { cause: error });
       } finally {
         clearTimeout(timer);
+        this.#waitedMs += this.#clock.monotonic() - beganMs;
       }
     };
     const answered = this.#answer(url, { method, headers: { ...HEADERS, ...headers }, signal: stop });
     const response = await within(answerTimeoutMs, 'no answer', answered);
-    const next = async (chunks: AsyncIterator<Buffer>): Promise<IteratorResult<Buffer>> =>
-      await within(idleTimeoutMs, 'no more bytes', chunks.next());
+    this.#gotBytes += HEAD_WORTH_BYTES;
+    const next = async (chunks: AsyncIterator<Buffer>): Promise<IteratorResult<Buffer>> => {
+      const result = await within(idleTimeoutMs, 'no more bytes', chunks.next());
+      if (!result.done) this.#gotBytes += result.value.length;
+      this.#checkSpeed(url);
+      return result;
+    };
     return {
       status: response.statusCode ?? 0,
       headers: headersOf(response),
       body: bodyOf(response, next),
       cancel: () => response.destroy(),
     };
+  }
+
+  /** The limits on single waits do not end a registry that gives a byte just before each. */
+  #checkSpeed(url: URL): void {
+    const { minBytesPerSecond = 16_384, rateWindowMs = 60_000 } = this.#options;
+    if (this.#waitedMs < rateWindowMs) return;
+    const bytesPerSecond = Math.floor((this.#gotBytes * 1000) / this.#waitedMs);
+    this.#waitedMs = 0;
+    this.#gotBytes = 0;
+    if (bytesPerSecond >= minBytesPerSecond) return;
+    throw new CloisterError(
+      'image.pull-failed',
+      `${url.host} is too slow: it gives less than ${minBytesPerSecond} bytes a second.`,
+    );
   }
 
   async #answer(
