@@ -1,5 +1,6 @@
 // A whole cluster on this machine: control plane, node agent with its containerd, and a registry. Its folder says
 // everything about it: whoever opens the folder later finds what runs, starts what does not, or stops it all.
+import { existsSync } from 'node:fs';
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CloisterClient } from '@cloister/client/client.ts';
@@ -258,7 +259,7 @@ export class LocalCluster {
   /** Sandboxes, containerd, cgroups: all that an agent leaves to the next one. */
   async #teardown(): Promise<void> {
     const { root, agentConfig } = this.#layout;
-    if ((await readFileIfThere(agentConfig)) === undefined) return;
+    if (!existsSync(this.#layout.agentFolder)) return; // no agent ever ran
     await run(join(root, 'node_modules/.bin/node'), [join(root, 'packages/agent/teardown.ts'), agentConfig], {
       timeoutMs: TEARDOWN_TIMEOUT_MS,
       env: MINIMAL_ENV,

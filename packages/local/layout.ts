@@ -29,6 +29,7 @@ export interface Layout {
   readonly apiUrl: string;
   /** Parent of the sandboxes' cgroups: this cluster's alone. */
   readonly cgroupPath: string;
+  readonly agentFolder: string;
   readonly containerdFolder: string;
   /** Settings of each part. */
   readonly registryConfig: string;
@@ -71,7 +72,8 @@ const portsPath = (folder: string): string => join(folder, 'ports.json');
 
 function layoutOf(folder: string, ports: Ports): Layout {
   const hash = hashOf(folder).toString('hex').slice(0, 12);
-  const within = join(folder, 'agent/containerd');
+  const agentFolder = join(folder, 'agent');
+  const within = join(agentFolder, 'containerd');
   return {
     root: ROOT,
     folder,
@@ -79,6 +81,7 @@ function layoutOf(folder: string, ports: Ports): Layout {
     registryHost: `127.0.0.1:${ports.registry}`,
     apiUrl: `https://127.0.0.1:${ports.api}`,
     cgroupPath: `/cloister/local-${hash}`,
+    agentFolder,
     containerdFolder:
       within.length <= MAX_CONTAINERD_FOLDER_LENGTH ? within : `/var/lib/cloister/local-${hash}`,
     registryConfig: join(folder, 'registry.json'),
@@ -86,7 +89,7 @@ function layoutOf(folder: string, ports: Ports): Layout {
     agentConfig: join(folder, 'agent.json'),
     cliConfig: join(folder, 'cli.json'),
     joinToken: join(folder, 'join-token'),
-    identity: join(folder, 'agent/identity/identity.json'),
+    identity: join(agentFolder, 'identity/identity.json'),
     caFile: join(folder, 'server/ca.pem'),
     operatorToken: join(folder, 'server/operator.token'),
   };
@@ -114,7 +117,7 @@ export async function writeSettings(layout: Layout, extra: ExtraSettings): Promi
   });
   const { insecureRegistries, ...agent } = extra.agent ?? {};
   await write(layout.agentConfig, {
-    stateFolder: join(folder, 'agent'),
+    stateFolder: layout.agentFolder,
     containerdFolder: layout.containerdFolder,
     guestFolder: join(layout.root, 'build/guest'),
     apiUrl: layout.apiUrl,
