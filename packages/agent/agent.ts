@@ -1,39 +1,26 @@
 // The node agent: puts images, sandboxes and the link together, and holds a session for as long as it runs.
-import { mkdir, stat } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ContainerdProcess } from '@cloister/image/containerdProcess.ts';
 import { ImageStore } from '@cloister/image/images.ts';
 import { type Clock, systemClock } from '@cloister/kit/clock.ts';
-import { readFileIfThere } from '@cloister/kit/file.ts';
 import type { Logger } from '@cloister/kit/log.ts';
-import { connectLink, runSessions } from '@cloister/link/clientLink.ts';
-import { parseJson } from '@cloister/link/json.ts';
-import { CloisterError, describeError } from '@cloister/model/errors.ts';
+import { connectLink, type LinkSession, runSessions } from '@cloister/link/clientLink.ts';
+import { CloisterError, describeError, ERROR_CODES } from '@cloister/model/errors.ts';
 import type { Sandbox } from '@cloister/sandbox/sandbox.ts';
 import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
-import Type from 'typebox';
 import { Assignments } from './assignments.ts';
 import { capacityOf, factsOf } from './capacity.ts';
+import { Fence } from './fence.ts';
 import { type Identity, loadOrJoin } from './identity.ts';
 import { type Machines, openMachines } from './machines.ts';
+import { RegistryCredentials } from './registryCredentials.ts';
 import { AgentSession } from './session.ts';
 import { containerdFolderOf, type Settings } from './settings.ts';
 import { StatusBook } from './statuses.ts';
 import { serveStream } from './streams.ts';
 
 const COLLECT_EVERY_MS = 300_000;
-
-const CredentialsSchema = Type.Record(
-  Type.String({ maxLength: 300 }),
-  Type.Object(
-    {
-      username: Type.String({ maxLength: 256 }),
-      password: Type.String({ maxLength: 16_384 }),
-      tenants: Type.Optional(Type.Array(Type.String({ maxLength: 64 }), { maxItems: 10_000 })),
-    },
-    { additionalProperties: false },
-  ),
-);
 
 /** Of its state folder. Throws `state.wrong` when another agent has it. */
 export async function lockStateFolder(stateFolder: string): Promise<FolderLock> {
@@ -58,6 +45,8 @@ export class Agent {
   readonly #images: ImageStore;
   readonly #statuses: StatusBook;
   readonly #assignments: Assignments;
+  readonly #credentials: RegistryCredentials;
+  readonly #fence: Fence;
   readonly #closing = new AbortController();
   readonly #welcomed = Promise.withResolvers<void>();
   #session: AgentSession | undefined;
@@ -73,6 +62,7 @@ export class Agent {
     images: ImageStore;
     statuses: StatusBook;
     assignments: Assignments;
+    credentials: RegistryCredentials;
   }) {
     this.#settings = parts.settings;
     this.#identity = parts.identity;
@@ -83,6 +73,15 @@ export class Agent {
     this.#images = parts.images;
     this.#statuses = parts.statuses;
     this.#assignments = parts.assignments;
+    this.#credentials = parts.credentials;
+    this.#fence = new Fence({
+      afterMs: parts.settings.fenceAfterMs,
+      clock: parts.clock,
+      onFence: () => {
+        this.#logger.warn('without a session for too long: services are ended');
+        this.#assignments.fence();
+      },
+    });
     this.nodeId = parts.identity.nodeId;
     this.welcomed = this.#welcomed.promise;
   }
@@ -94,7 +93,8 @@ export class Agent {
     try {
       const identity = await loadOrJoin(settings, logger);
       const statuses = await StatusBook.open(settings.stateFolder);
-      const images = await openImages(settings, clock, logger);
+      const credentials = await RegistryCredentials.read(settings.credentialsFile);
+      const images = await openImages(settings, { credentials, clock, logger });
       let agent: Agent | undefined;
       const machines = await openMachines(settings, {
         clock,
@@ -103,8 +103,9 @@ export class Agent {
       });
       const { sandboxes } = machines;
       const onImages = (): void => agent?.imagesChanged();
-      const assignments = new Assignments({ images, sandboxes, statuses, clock, logger, onImages });
-      agent = new Agent({ settings, identity, clock, logger, lock, machines, images, statuses, assignments });
+      const common = { images, statuses, credentials, clock, logger };
+      const assignments = new Assignments({ ...common, sandboxes, onImages });
+      agent = new Agent({ ...common, settings, identity, lock, machines, assignments });
       agent.#running = Promise.all([agent.#holdSessions(), agent.#collectImages()]);
       return agent;
     } catch (error) {
@@ -133,21 +134,25 @@ export class Agent {
       },
       onLost: (error, retryInMs) => {
         this.#session = undefined;
-        const retryMs = Math.round(retryInMs);
-        this.#logger.warn({ error: describeError(error), retryMs }, 'there is no session; sandboxes run on');
+        this.#fence.sessionLost();
+        const about = { error: describeError(error), retryMs: Math.round(retryInMs) };
+        const hint = error instanceof CloisterError ? ERROR_CODES[error.code].hint : undefined;
+        this.#logger.warn({ ...about, hint }, 'there is no session; sandboxes run on');
       },
       clock: this.#clock,
       signal: this.#closing.signal,
     });
   }
 
-  #newSession(link: ConstructorParameters<typeof AgentSession>[1]): AgentSession {
+  #newSession(link: LinkSession): AgentSession {
     const { driver, guest, sandboxes } = this.#machines;
     const assignments = this.#assignments;
     const streams = {
       images: this.#images,
       sandboxOf: (id: string) => assignments.sandboxOf(id),
-      reasonOf: (id: string) => this.#reasonOf(id),
+      statusOf: (id: string) => this.#statuses.get(id),
+      credentials: this.#credentials,
+      clock: this.#clock,
       nodeId: this.nodeId,
       logger: this.#logger,
       onImages: () => this.imagesChanged(),
@@ -168,16 +173,13 @@ export class Agent {
         clock: this.#clock,
         logger: this.#logger,
         serveStream: (session, asked) => serveStream(streams, session, asked),
-        onWelcome: () => this.#welcomed.resolve(),
+        onWelcome: () => {
+          this.#fence.sessionBegan();
+          this.#welcomed.resolve();
+        },
       },
       link,
     );
-  }
-
-  #reasonOf(allocationId: string): { code: string; message: string } {
-    const status = this.#statuses.get(allocationId);
-    if (status?.reasonCode) return { code: status.reasonCode, message: status.reasonMessage };
-    return { code: 'state.wrong', message: 'The allocation has no sandbox on its node.' };
   }
 
   async #collectImages(): Promise<void> {
@@ -197,6 +199,7 @@ export class Agent {
   /** Leaves sandboxes and containerd running, for the next agent. */
   async close(): Promise<void> {
     this.#closing.abort(new CloisterError('unavailable', 'The agent is closing.'));
+    this.#fence.close();
     await this.#running;
     await this.#assignments.close();
     await this.#images.close();
@@ -205,29 +208,20 @@ export class Agent {
   }
 }
 
-async function openImages(settings: Settings, clock: Clock, logger: Logger): Promise<ImageStore> {
+async function openImages(
+  settings: Settings,
+  parts: { readonly credentials: RegistryCredentials; readonly clock: Clock; readonly logger: Logger },
+): Promise<ImageStore> {
+  const { credentials, clock, logger } = parts;
   const containerd = await ContainerdProcess.open({ folder: containerdFolderOf(settings), clock, logger });
-  const credentials = await readCredentials(settings.credentialsFile);
   return await ImageStore.open({
     containerd,
     folder: join(settings.stateFolder, 'images'),
     insecureRegistries: settings.insecureRegistries,
-    credentials: (registry) => credentials.get(registry),
+    internalRegistries: settings.internalRegistries,
+    credentials: (registry) => credentials.of(registry),
     maxImageBytes: settings.maxImageBytes,
     clock,
     logger,
   });
 }
-
-async function readCredentials(path: string | undefined): Promise<Map<string, Static>> {
-  const text = path === undefined ? undefined : await readFileIfThere(path);
-  if (path === undefined || text === undefined) return new Map();
-  if (((await stat(path)).mode & 0o077) !== 0)
-    throw new CloisterError(
-      'request.invalid',
-      `${path} holds credentials and others may read it: chmod 600 ${path}`,
-    );
-  return new Map(Object.entries(parseJson(CredentialsSchema, text, 'the credentials')));
-}
-
-type Static = Type.Static<typeof CredentialsSchema>[string];

@@ -68,14 +68,22 @@ export class Assignments {
     if (!allocation) return;
     const removal = allocation
       .remove()
-      .catch((error: unknown) => {
-        this.#parts.logger.error({ allocation: id, error: describeError(error) }, 'it could not be removed');
-      })
-      .then(() => {
-        if (this.#all.get(id) === allocation) this.#all.delete(id);
-        this.#removals.delete(removal);
-      });
+      .then(
+        () => void this.#all.delete(id),
+        (error: unknown) => {
+          // It stays among ours, so the next session's list, which does not name it, has it removed again.
+          const about = { allocation: id, error: describeError(error) };
+          this.#parts.logger.error(about, 'it could not be removed');
+        },
+      )
+      .finally(() => this.#removals.delete(removal));
     this.#removals.add(removal);
+  }
+
+  /** Others may begin what this node does: see fence.ts. */
+  fence(): void {
+    const reason = { code: 'node.down', message: 'The node lost its control plane and ended its services.' };
+    for (const allocation of this.#all.values()) if (allocation.kind === 'service') allocation.kill(reason);
   }
 
   /** Throws `state.wrong` when it does not run here. */

@@ -59,8 +59,8 @@ export async function loadOrJoin(settings: Settings, logger: Logger): Promise<Id
 }
 
 function checkIdentity(text: string, path: string, nodeName: string): Identity {
-  const value = JSON.parse(text) as Partial<Record<(typeof KEYS)[number], unknown>>;
-  if (!KEYS.every((key) => typeof value[key] === 'string'))
+  const value = parseIfJson(text) as Partial<Record<(typeof KEYS)[number], unknown>> | null | undefined;
+  if (!KEYS.every((key) => typeof value?.[key] === 'string'))
     throw new CloisterError('internal', `${path} is damaged. Remove it and join again with a new token.`);
   const identity = value as Identity;
   if (identity.nodeName !== nodeName) {
@@ -68,6 +68,14 @@ function checkIdentity(text: string, path: string, nodeName: string): Identity {
     throw new CloisterError('state.wrong', message);
   }
   return identity;
+}
+
+function parseIfJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Made before the first join: whoever was cut off in the middle of one is still the same. */

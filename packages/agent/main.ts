@@ -2,7 +2,7 @@
 import { pathToFileURL } from 'node:url';
 import { createLogger } from '@cloister/kit/log.ts';
 import { withTimeout } from '@cloister/kit/wait.ts';
-import { describeError } from '@cloister/model/errors.ts';
+import { CloisterError, describeError, ERROR_CODES } from '@cloister/model/errors.ts';
 import { Agent } from './agent.ts';
 import { readSettingsFile } from './settings.ts';
 
@@ -35,7 +35,8 @@ export async function main(args: readonly string[]): Promise<void> {
 
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
   main(process.argv.slice(2)).catch((error: unknown) => {
-    process.stderr.write(`cloister agent: ${describeError(error)}\n`);
+    const hint = error instanceof CloisterError ? ` ${ERROR_CODES[error.code].hint}` : '';
+    process.stderr.write(`cloister agent: ${describeError(error)}${hint}\n`);
     process.exit(1);
   });
 }

@@ -15,9 +15,9 @@ export interface SessionParts {
   readonly instanceId: string;
   readonly facts: NodeFacts;
   readonly capacity: () => Promise<Capacity>;
-  readonly assignments: Assignments;
+  readonly assignments: Pick<Assignments, 'begin' | 'take' | 'complete' | 'remove' | 'signal'>;
   readonly statuses: StatusBook;
-  readonly images: ImageStore;
+  readonly images: Pick<ImageStore, 'list'>;
   readonly clock: Clock;
   readonly logger: Logger;
   readonly serveStream: (session: LinkSession, asked: OpenStream) => Promise<void>;
@@ -33,6 +33,7 @@ export class AgentSession {
   readonly #session: LinkSession;
   readonly #over = new AbortController();
   #streams = 0;
+  #isIn = false;
   #imagesAsked = false;
   #imagesSaying: Promise<void> = Promise.resolve();
 
@@ -66,7 +67,7 @@ export class AgentSession {
 
   /** The list of images has changed. Changes in quick succession are told once. */
   imagesChanged(): void {
-    if (this.#imagesAsked) return;
+    if (!this.#isIn || this.#imagesAsked) return; // before the welcome only hello may be said, and after it all is said
     this.#imagesAsked = true;
     this.#imagesSaying = this.#imagesSaying.then(() => this.#sayImages()).catch(() => this.#session.close());
   }
@@ -114,6 +115,7 @@ export class AgentSession {
   #welcomed(heartbeatIntervalMs: number, serverClockMs: number): void {
     const { clock, logger, onWelcome } = this.#parts;
     const skewMs = clock.now() - serverClockMs;
+    this.#isIn = true;
     logger.info({ skewMs }, 'the session began');
     onWelcome();
     this.imagesChanged();

@@ -90,6 +90,12 @@ export const SettingsSchema = Type.Object(
       description: 'Of all: unused ones go beyond it.',
     }),
     bootTimeoutMs: Type.Integer({ minimum: 100, maximum: 600_000, default: 60_000 }),
+    fenceAfterMs: Type.Integer({
+      minimum: 0,
+      maximum: 86_400_000,
+      default: 0,
+      description: 'Without a session for this long, services are ended (fence.ts says why). 0: never.',
+    }),
     outputLimits: Type.Object(
       {
         segmentBytes: Type.Integer({ minimum: 65_536, default: 4 * 1_048_576 }),
@@ -113,7 +119,15 @@ export async function readSettingsFile(path: string | undefined): Promise<Settin
       'request.invalid',
       'Name a configuration file (packages/agent/settings.ts says what is in it).',
     );
-  return readSettings(JSON.parse(await readFile(path, 'utf8')));
+  let given: unknown;
+  try {
+    given = JSON.parse(await readFile(path, 'utf8'));
+  } catch (error) {
+    throw new CloisterError('request.invalid', `Could not read the configuration file ${path}`, {
+      cause: error,
+    });
+  }
+  return readSettings(given);
 }
 
 export const cgroupPathOf = (settings: Settings): string =>

@@ -3,6 +3,7 @@
 import { join } from 'node:path';
 import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
 import type { AllocationStatus } from '@cloister/link/messages.ts';
+import { CloisterError } from '@cloister/model/errors.ts';
 import type { AllocationState, Timeline } from '@cloister/model/job.ts';
 import type { Reason } from '@cloister/model/schema.ts';
 
@@ -33,7 +34,11 @@ export class StatusBook {
   /** Sequences grow over restarts, whatever the clock says: each life of an agent has its own, counted on the disk. */
   static async open(stateFolder: string): Promise<StatusBook> {
     const path = join(stateFolder, 'life');
-    const life = Number((await readFileIfThere(path)) ?? 0) + 1;
+    const before = (await readFileIfThere(path)) ?? '0';
+    // Beginning anew would make all that this agent says older than what the one before it said.
+    if (!/^\d{1,7}$/.test(before))
+      throw new CloisterError('internal', `${path} is damaged: it holds no number.`);
+    const life = Number(before) + 1;
     await writeFileDurably(path, `${life}`);
     return new StatusBook(life);
   }

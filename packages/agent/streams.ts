@@ -2,24 +2,31 @@
 // is about goes on.
 
 import type { ImageStore } from '@cloister/image/images.ts';
+import type { Clock } from '@cloister/kit/clock.ts';
 import type { Logger } from '@cloister/kit/log.ts';
 import type { LinkSession } from '@cloister/link/clientLink.ts';
 import { parseJson } from '@cloister/link/json.ts';
 import type { LinkStream } from '@cloister/link/linkStream.ts';
-import type { LogsRequest, OpenStream, StreamFrame } from '@cloister/link/messages.ts';
+import type { AllocationStatus, LogsRequest, OpenStream, StreamFrame } from '@cloister/link/messages.ts';
 import { CloisterError, describeError } from '@cloister/model/errors.ts';
 import type { PullProgress } from '@cloister/model/image.ts';
-import { ExecSpecSchema, type StreamControl, StreamControlSchema } from '@cloister/model/stream.ts';
-import type { Exec, Sandbox, SandboxState } from '@cloister/sandbox/sandbox.ts';
+import { ExecSpecSchema, type StreamControl } from '@cloister/model/stream.ts';
+import type { Sandbox, SandboxState } from '@cloister/sandbox/sandbox.ts';
+import { InputTurns, takeInput } from './input.ts';
 import { readLogs } from './logs.ts';
+import type { RegistryCredentials } from './registryCredentials.ts';
 
 type Frames = LinkStream<StreamFrame, StreamFrame>;
 
+const turns = new InputTurns<Sandbox>();
+
 export interface StreamParts {
-  readonly images: ImageStore;
+  readonly images: Pick<ImageStore, 'pull'>;
   readonly sandboxOf: (allocationId: string) => Sandbox | undefined;
-  /** Why there is none. */
-  readonly reasonOf: (allocationId: string) => { code: string; message: string };
+  /** What was last told of it. */
+  readonly statusOf: (allocationId: string) => AllocationStatus | undefined;
+  readonly credentials: Pick<RegistryCredentials, 'requireAllowed'>;
+  readonly clock: Clock;
   readonly nodeId: string;
   readonly logger: Logger;
   readonly onImages: () => void;
@@ -80,13 +87,12 @@ async function serveAttach(
   asked: { readonly allocationId: string; readonly stdin: boolean },
 ): Promise<void> {
   const sandbox = parts.sandboxOf(asked.allocationId);
-  if (!sandbox)
-    return await frames.write(control({ type: 'error', reason: parts.reasonOf(asked.allocationId) }));
+  if (!sandbox) return await frames.write(control(endWithoutSandbox(parts.statusOf(asked.allocationId))));
   const gone = goneSignal(frames);
   await frames.write(control({ type: 'started' }));
   void takeInput(frames, {
     writeStdin: async (bytes) => {
-      if (asked.stdin) await sandbox.writeStdin(bytes);
+      if (asked.stdin) await turns.take(sandbox, () => sandbox.writeStdin(bytes), gone);
     },
     endStdin: () => {
       if (asked.stdin) sandbox.endStdin();
@@ -107,16 +113,21 @@ async function serveAttach(
   await frames.write(control(endOf(sandbox.state)));
 }
 
+/** One that ended before its image was here. */
+function endWithoutSandbox(status: AllocationStatus | undefined): StreamControl {
+  if (status?.state === 'exited') {
+    const { exitCode = 0, signal, oomKilled } = status;
+    return exitOf({ exitCode, oomKilled, ...(signal === undefined ? {} : { signal }) });
+  }
+  if (status?.state === 'failed')
+    return { type: 'error', reason: { code: status.reasonCode, message: status.reasonMessage } };
+  return failed(new CloisterError('state.wrong', 'The allocation has no machine on its node.'));
+}
+
 function endOf(state: SandboxState): StreamControl {
   if (state.phase === 'failed') return { type: 'error', reason: state.reason };
   if (state.phase !== 'exited') return failed(new CloisterError('unavailable', 'The agent is closing.'));
-  const { exitCode, signal, oomKilled } = state;
-  return {
-    type: 'exit',
-    exitCode,
-    ...(signal === undefined ? {} : { signal }),
-    ...(oomKilled ? { oomKilled } : {}),
-  };
+  return exitOf(state);
 }
 
 async function serveExec(
@@ -127,16 +138,22 @@ async function serveExec(
   const sandbox = parts.sandboxOf(asked.allocationId);
   if (!sandbox) throw new CloisterError('state.wrong', 'The allocation does not run.');
   const spec = parseJson(ExecSpecSchema, asked.specJson, 'the spec of an exec');
+  const told = Promise.withResolvers<void>();
   const exec = sandbox.exec(spec, async (fd, bytes) => {
-    await frames.write({ frame: 'output', output: { channel: fd, atMs: Date.now(), data: bytes } });
+    await told.promise; // that it runs comes before what it says
+    await frames.write({ frame: 'output', output: { channel: fd, atMs: parts.clock.now(), data: bytes } });
   });
   const gone = goneSignal(frames);
   gone.addEventListener('abort', () => exec.close());
   if (gone.aborted) exec.close();
   void takeInput(frames, exec);
-  await exec.started;
-  const startedOrNot = await Promise.race([exec.ended, Promise.resolve(undefined)]);
-  if (startedOrNot?.kind !== 'error') await frames.write(control({ type: 'started' }));
+  try {
+    await exec.started;
+    const startedOrNot = await Promise.race([exec.ended, Promise.resolve(undefined)]);
+    if (startedOrNot?.kind !== 'error') await frames.write(control({ type: 'started' }));
+  } finally {
+    told.resolve();
+  }
   const end = await exec.ended;
   await frames.write(control(end.kind === 'error' ? { type: 'error', reason: end.reason } : exitOf(end)));
 }
@@ -166,6 +183,7 @@ async function servePull(parts: StreamParts, frames: Frames, reference: string):
     await frames.write({ frame: 'progressJson', progressJson: JSON.stringify(last) });
   };
   try {
+    parts.credentials.requireAllowed(undefined, reference);
     const { digest } = await images.pull(reference, {
       refresh: true,
       signal: gone,
@@ -180,35 +198,6 @@ async function servePull(parts: StreamParts, frames: Frames, reference: string):
     const code = error instanceof CloisterError ? error.code : 'internal';
     await tell({ stage: 'failed', reason: { code, message: describeError(error) } });
   }
-}
-
-type Input = Pick<Exec, 'writeStdin' | 'endStdin' | 'signal' | 'resize'>;
-
-/** What the client says, one word after the other: one that must wait holds up the client. Ends with the stream. */
-async function takeInput(frames: Frames, target: Input): Promise<void> {
-  try {
-    for await (const frame of frames) {
-      try {
-        await takeFrame(frame, target);
-      } catch (error) {
-        // Input that is not wanted (any more) is not the end of the output.
-        if (!(error instanceof CloisterError) || error.code !== 'state.wrong') throw error;
-      }
-    }
-  } catch (error) {
-    frames.cancel(
-      error instanceof CloisterError ? error : new CloisterError('internal', describeError(error)),
-    );
-  }
-}
-
-async function takeFrame(frame: StreamFrame, target: Input): Promise<void> {
-  if (frame.frame === 'stdin') return await target.writeStdin(frame.stdin);
-  if (frame.frame !== 'controlJson') return;
-  const message = parseJson(StreamControlSchema, frame.controlJson, 'a control frame');
-  if (message.type === 'stdin-eof') target.endStdin();
-  else if (message.type === 'resize') target.resize(message.rows, message.columns);
-  else if (message.type === 'signal') target.signal(message.signal);
 }
 
 /** Aborted when the stream is over. */
