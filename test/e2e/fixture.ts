@@ -43,9 +43,13 @@ export class EndToEnd implements AsyncDisposable {
     const folder = await mkdtemp(join(tmpdir(), 'cloister-e2e-'));
     const registry = await TestRegistry.start();
     const busybox = await registry.pushImage(buildBusyboxImage(), 'busybox');
+    const { insecureRegistries = [], ...agentSettings } = settings.agent ?? {};
     const cluster = await startLocalCluster({
       folder: join(folder, 'cluster'),
-      agentSettings: { insecureRegistries: [registry.host], ...settings.agent },
+      agentSettings: {
+        insecureRegistries: [registry.host, ...(insecureRegistries as string[])],
+        ...agentSettings,
+      },
       serverSettings: settings.server ?? {},
     });
     return new EndToEnd(folder, cluster, registry, busybox);
