@@ -14,7 +14,7 @@ import { type NewImage, type ProgressStep, type PullContext, Puller } from './pu
 import { PullQueue, type PullQueueOptions } from './pullQueue.ts';
 import { hexOf, type ImageRecord, Records } from './records.ts';
 import { formatReference, parseReference, type Reference } from './reference.ts';
-import type { RegistryOptions } from './registry.ts';
+import { credentialsFor, type RegistryOptions } from './registry.ts';
 import { DiskReserve } from './reserve.ts';
 
 export interface ImageStoreOptions extends RegistryOptions, PullQueueOptions {
@@ -50,7 +50,7 @@ export interface PulledImage {
 export interface PullOptions {
   /** Asks the registry even when the reference is on the node: a tag may have moved. Default false: no network then. */
   readonly refresh?: boolean;
-  /** For whom: a tenant's id. Groups take turns. Default: one more group. */
+  /** For whom: a tenant's id. Groups take turns, and may have credentials. Default: one more group. */
   readonly group?: string;
   readonly onProgress?: (step: ProgressStep) => void;
   readonly signal?: AbortSignal;
@@ -155,12 +155,13 @@ export class ImageStore {
       const message = `The operator of this node does not allow images from ${reference.registry}.`;
       throw new CloisterError('image.registry-unreachable', message);
     }
-    const present = this.#records.find(name);
-    if (present && !options.refresh) return this.#describe(present, name);
     const { group = '', refresh = false } = options;
+    const username = credentialsFor(reference.registry, group, this.#options)?.username;
+    const find = (): ImageRecord | undefined => (refresh ? undefined : this.#find(name, username));
+    const present = find();
+    if (present) return this.#describe(present, name);
     const queued = {
-      ...{ name, key: name, group },
-      find: () => (refresh ? undefined : this.#records.find(name)),
+      ...{ name, key: JSON.stringify([name, username]), group, find },
       pull: async (signal: AbortSignal, report: (step: ProgressStep) => void) =>
         await this.#pull(reference, name, { signal, report, group }),
     };
@@ -238,6 +239,13 @@ export class ImageStore {
     await this.close();
   }
 
+  /** What a user of the registry (undefined: anybody) may have without asking it. */
+  #find(name: string, username: string | undefined): ImageRecord | undefined {
+    const record = this.#records.find(name);
+    const pulledAs = record?.references.find(({ reference }) => reference === name)?.pulledAs;
+    return pulledAs === undefined || pulledAs === username ? record : undefined;
+  }
+
   async #pull(reference: Reference, name: string, context: Omit<PullContext, 'lease'>): Promise<ImageRecord> {
     try {
       const lease = `pull-${randomBytes(8).toString('hex')}`;
@@ -245,7 +253,7 @@ export class ImageStore {
         reference,
         { ...context, lease },
         (digest) => this.#records.get(digest),
-        async (image) => await this.#keep(reference, name, image),
+        async (image, pulledAs) => await this.#keep(reference, name, image, pulledAs),
       );
     } catch (error) {
       if (error instanceof CloisterError && error.code === 'node.disk-full') await this.#makeRoom();
@@ -262,7 +270,12 @@ export class ImageStore {
   }
 
   /** Records an image whose block image is there, and moves the reference to it. */
-  async #keep(reference: Reference, name: string, image: NewImage): Promise<ImageRecord | undefined> {
+  async #keep(
+    reference: Reference,
+    name: string,
+    image: NewImage,
+    pulledAs: string | undefined,
+  ): Promise<ImageRecord | undefined> {
     return await this.#change(async () => {
       if (!(await this.#records.hasBlock(image.digest))) return undefined; // dropped while we asked its registry
       const pulledAtMs = this.#clock.now();
@@ -280,7 +293,10 @@ export class ImageStore {
         config,
         layers,
         ...size,
-        references: [...others, { reference: name, pulledAtMs }],
+        references: [
+          ...others,
+          { reference: name, pulledAtMs, ...(pulledAs === undefined ? {} : { pulledAs }) },
+        ],
         lastUsedAtMs: pulledAtMs,
       };
       await this.#records.put(record);

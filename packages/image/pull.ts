@@ -37,7 +37,7 @@ export interface PullerOptions extends RegistryOptions {
 }
 
 export interface PullContext {
-  /** Of the first who wants it. */
+  /** Of the first who wants it: its turn, and its credentials. */
   readonly group: string;
   readonly lease: string;
   readonly signal: AbortSignal;
@@ -69,11 +69,11 @@ export class Puller {
     reference: Reference,
     context: PullContext,
     known: (digest: string) => ImageRecord | undefined,
-    keep: (image: NewImage) => Promise<ImageRecord | undefined>,
+    keep: (image: NewImage, pulledAs: string | undefined) => Promise<ImageRecord | undefined>,
   ): Promise<ImageRecord> {
     const { client, platform, maxImageBytes } = this.#options;
     const { lease, signal, report } = context;
-    const repository = new Repository(reference, this.#options);
+    const repository = new Repository(reference, this.#options, context.group);
     report({ stage: 'resolving', fetchedBytes: 0, totalBytes: 0 });
     const resolved = await resolve(reference, repository, platform, signal);
     const layers = uniqueLayers(resolved.manifest.layers);
@@ -86,7 +86,7 @@ export class Puller {
     }
     const present = known(resolved.digest);
     if (present && (await this.#mayHave(present, reference, layers, repository, signal))) {
-      const kept = await keep(present);
+      const kept = await keep(present, repository.shownAs);
       if (kept) return kept;
     }
     const config = await fetchConfig(resolved.manifest, repository, platform, signal);
@@ -97,7 +97,7 @@ export class Puller {
       const blockBytes = await this.#build(resolved, config, sizeBytes, context);
       const digests = layers.map(({ digest }) => digest);
       const image = { digest: resolved.digest, config: config.run, layers: digests, sizeBytes, blockBytes };
-      const record = await keep(image);
+      const record = await keep(image, repository.shownAs);
       if (!record) throw new CloisterError('image.pull-failed', 'The image was removed while it was pulled.');
       report({ stage: 'done', fetchedBytes: sizeBytes, totalBytes: sizeBytes });
       return record;

@@ -14,7 +14,7 @@ export interface PullQueueOptions {
 export interface QueuedPull<Value> {
   /** What is pulled, for messages. */
   readonly name: string;
-  /** Pulls with the same key are one. No spaces. */
+  /** Pulls with the same key are one. */
   readonly key: string;
   readonly group: string;
   /** Asked when its turn comes: another pull may have brought it meanwhile. */
@@ -53,7 +53,7 @@ export class PullQueue<Value> {
     }
     const turn = async (signal: AbortSignal, report: (step: ProgressStep) => void): Promise<Value> =>
       await this.#wait(queued, signal, report);
-    return await this.#turns.do(`${queued.key} ${queued.group}`, turn, caller);
+    return await this.#turns.do(JSON.stringify([queued.key, queued.group]), turn, caller);
   }
 
   /** Cancels everything and waits for its end. */

@@ -8,11 +8,19 @@ import type { ImageConfig } from '@cloister/model/image.ts';
 import Type from 'typebox';
 import { Compile } from 'typebox/compile';
 
+export interface ImageReference {
+  /** Normalized. */
+  readonly reference: string;
+  /** When it was last looked up at its registry. */
+  readonly pulledAtMs: number;
+  /** The user whose password the registry saw then. Who may not use that password must ask the registry. */
+  readonly pulledAs?: string;
+}
+
 export interface ImageRecord {
   /** Of the manifest for this node's platform. */
   readonly digest: string;
-  /** Normalized; each with when it was last looked up at its registry. */
-  readonly references: readonly { readonly reference: string; readonly pulledAtMs: number }[];
+  readonly references: readonly ImageReference[];
   readonly config: ImageConfig;
   /** Digests of the compressed layers, each once. */
   readonly layers: readonly string[];
@@ -25,7 +33,13 @@ const WordsSchema = Type.Array(Type.String());
 const RecordSchema = Compile(
   Type.Object({
     digest: Type.String({ pattern: '^sha256:[a-f0-9]{64}$' }),
-    references: Type.Array(Type.Object({ reference: Type.String(), pulledAtMs: Type.Number() })),
+    references: Type.Array(
+      Type.Object({
+        reference: Type.String(),
+        pulledAtMs: Type.Number(),
+        pulledAs: Type.Optional(Type.String()),
+      }),
+    ),
     config: Type.Object({
       entrypoint: WordsSchema,
       cmd: WordsSchema,

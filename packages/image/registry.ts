@@ -16,7 +16,12 @@ import { type Answer, type Request, TransientError, Transport, type TransportOpt
 
 export interface RegistryOptions extends TransportOptions {
   /** By the registry's host, as references have it. Asked at each pull, so that they can be changed. */
-  readonly credentials?: (registry: string) => Credentials | undefined;
+  readonly credentials?: (registry: string) => RegistryCredentials | undefined;
+}
+
+export interface RegistryCredentials extends Credentials {
+  /** Whom they are for: groups of PullOptions. Default: everybody. */
+  readonly tenants?: readonly string[];
 }
 
 export interface Document {
@@ -36,7 +41,17 @@ const MAX_TOKEN_BYTES = 131_072;
 const FIRST_BACKOFF_MS = 200;
 const MAX_BACKOFF_MS = 2000;
 
-/** One repository of one registry. Keeps the token that it was given; make one for each pull. */
+/** What a registry may be shown for a group. */
+export function credentialsFor(
+  registry: string,
+  group: string,
+  options: RegistryOptions,
+): Credentials | undefined {
+  const credentials = options.credentials?.(registry);
+  return credentials?.tenants?.includes(group) === false ? undefined : credentials;
+}
+
+/** One repository of one registry, for one group. Keeps the token that it was given; make one for each pull. */
 export class Repository {
   readonly #host: string;
   readonly #base: URL;
@@ -45,8 +60,9 @@ export class Repository {
   readonly #credentials: Credentials | undefined;
   readonly #clock: Clock;
   #authorization: string | undefined;
+  #shownAs: string | undefined;
 
-  constructor(reference: Reference, options: RegistryOptions) {
+  constructor(reference: Reference, options: RegistryOptions, group: string) {
     this.#transport = new Transport(options);
     this.#clock = options.clock ?? systemClock;
     this.#name = reference.repository;
@@ -55,11 +71,16 @@ export class Repository {
     if (!url) throw new CloisterError('image.reference-invalid', `"${this.#host}" is not a registry's host.`);
     const plain = URL.parse(`http://${this.#host}${url.pathname}`);
     this.#base = plain && isInsecure(plain, options) ? plain : url;
-    this.#credentials = options.credentials?.(reference.registry);
+    this.#credentials = credentialsFor(reference.registry, group, options);
   }
 
   get name(): string {
     return `${this.#host}/${this.#name}`;
+  }
+
+  /** The user whose password it or its token server has seen. Undefined: it gives to everybody, so far. */
+  get shownAs(): string | undefined {
+    return this.#shownAs;
   }
 
   /** A manifest, an index or a configuration. Throws when it is longer than `maxBytes`. */
@@ -161,6 +182,7 @@ export class Repository {
   async #authorize(header: string | null, signal: AbortSignal | undefined): Promise<string> {
     const challenge = parseChallenge(header);
     const credentials = this.#credentials;
+    if (challenge) this.#shownAs = credentials?.username;
     if (challenge?.scheme === 'basic' && credentials) return basicAuthorization(credentials);
     if (challenge?.scheme !== 'bearer') {
       const why = challenge
