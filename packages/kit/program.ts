@@ -16,6 +16,8 @@ export interface RunOptions {
   readonly outputFd?: number;
   /** Open files that the program finds as descriptors 3, 4, and so on. */
   readonly inheritedFds?: readonly number[];
+  /** In a session of its own: a terminal's Ctrl-C, which goes to all that runs in it, does not end the program. */
+  readonly detached?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -74,6 +76,7 @@ export async function runUnchecked(
       options.outputFd ?? 'pipe',
       ...(options.inheritedFds ?? []),
     ],
+    detached: options.detached ?? false,
     timeout: options.timeoutMs,
     killSignal: 'SIGKILL',
     ...(options.signal ? { signal: options.signal } : {}),

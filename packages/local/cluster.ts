@@ -263,6 +263,7 @@ export class LocalCluster {
     await run(join(root, 'node_modules/.bin/node'), [join(root, 'packages/agent/teardown.ts'), agentConfig], {
       timeoutMs: TEARDOWN_TIMEOUT_MS,
       env: MINIMAL_ENV,
+      detached: true, // who presses Ctrl-C again while all is being ended wants it ended
     });
   }
 
