@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { FakeRegistry } from './fakeRegistry.ts';
+import type { RegistryCredentials } from './registry.ts';
 import { buildImage } from './testImage.ts';
 import { TestNode } from './testNode.ts';
 import { TestRegistry } from './testRegistry.ts';
@@ -20,23 +21,27 @@ after(async () => await node[Symbol.asyncDispose]());
 
 for (const authorization of ['password', 'token'] as const) {
   test(`an image behind a ${authorization} is for the tenants that its credentials are for, on the node too`, async () => {
-    const registry = node.trust(await TestRegistry.start({ authorization }));
     const folder = join(node.folder, authorization);
-    const credentials = () => ({ ...registry.credentials, tenants: [owner.group] });
-    const store = await node.store({ folder, credentials });
-    const reference = await registry.pushImage(image, 'team/app');
-    const together = await Promise.allSettled([store.pull(reference, owner), store.pull(reference, other)]);
-    assert.deepEqual(
-      together.map(({ status }) => status),
-      ['fulfilled', 'rejected'],
-    );
-    for (const stranger of [other, {}, { ...other, refresh: true }])
-      await assert.rejects(store.pull(reference, stranger), refused);
-    await assert.rejects(store.pull(`${registry.host}/team/app@${image.manifest.digest}`, other), refused);
-    await registry.stop();
-    await store.close();
+    const digest = image.manifest.digest;
+    let credentials: () => RegistryCredentials;
+    let reference: string;
+    {
+      await using registry = node.trust(await TestRegistry.start({ authorization }));
+      credentials = () => ({ ...registry.credentials, tenants: [owner.group] });
+      const store = await node.store({ folder, credentials });
+      reference = await registry.pushImage(image, 'team/app');
+      const together = await Promise.allSettled([store.pull(reference, owner), store.pull(reference, other)]);
+      assert.deepEqual(
+        together.map(({ status }) => status),
+        ['fulfilled', 'rejected'],
+      );
+      for (const stranger of [other, {}, { ...other, refresh: true }])
+        await assert.rejects(store.pull(reference, stranger), refused);
+      await assert.rejects(store.pull(`${registry.host}/team/app@${digest}`, other), refused);
+      await store.close();
+    }
     const again = await node.store({ folder, credentials });
-    assert.equal((await again.pull(reference, owner)).digest, image.manifest.digest); // without the registry
+    assert.equal((await again.pull(reference, owner)).digest, digest); // without the registry
     await assert.rejects(again.pull(reference, other), { code: 'image.registry-unreachable' });
     const changed = await node.store({ folder, credentials: () => ({ username: 'new', password: 'x' }) });
     await assert.rejects(changed.pull(reference, owner), { code: 'image.registry-unreachable' });
