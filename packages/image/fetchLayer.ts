@@ -84,6 +84,9 @@ async function fetchOnce(ref: string, layer: Layer, context: FetchContext): Prom
   try {
     const begun = await ingestion.begin();
     if (begun === 'committed') {
+      // Another pull was faster. Registries that break off until then must not be given what they do not have.
+      if (!(await repository.hasBlob(layer.digest, signal)))
+        throw await explainPresent(layer, layer.sizeBytes, repository, signal);
       onBytes(layer.sizeBytes);
       return;
     }

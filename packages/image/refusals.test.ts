@@ -264,3 +264,21 @@ test("a manifest of another's layers, which this node has, is no way to get at t
   await store.remove(own.reference);
   await node.assertNothingLeft(folder);
 });
+
+test("nor is one that breaks off until another's pull has brought the layer", async () => {
+  await using owner = node.trust(await FakeRegistry.start());
+  await using thief = node.trust(await FakeRegistry.start());
+  const own = owner.serve(image);
+  const config = { ...JSON.parse(image.config.bytes.toString()), x: 2 };
+  const stolen = { ...image, config: blobOfJson(config, image.config.mediaType) };
+  const reference = thief.serve({ ...stolen, manifest: buildManifest(stolen) });
+  thief.handler = (request, response, part) => {
+    if (part !== image.layers[0]) return false;
+    if (request.method === 'HEAD') response.writeHead(404).end();
+    else void store.pull(own).finally(() => response.destroy());
+    return true;
+  };
+  await assert.rejects(store.pull(reference), { code: 'image.not-found', message: /is not in/ });
+  await store.remove(own);
+  await node.assertNothingLeft(folder);
+});
