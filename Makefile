@@ -21,7 +21,7 @@ debian-packages:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 guest: deps ## Build the guest: kernel and initramfs
-	@$(MAKE) --no-print-directory -C guest OUT=../build/guest
+	@$(MAKE) --no-print-directory -q -C guest OUT=../build/guest || $(MAKE) --no-print-directory -C guest OUT=../build/guest
 
 demo: guest ## A cluster: started, shown and ended, in a few seconds
 	@$(NODE) packages/local/demo.ts

@@ -113,8 +113,16 @@ describe('a local cluster', () => {
       nodes.map(({ id }) => id),
       [nodeId],
     );
-    const { allocations } = await cluster.client.listAllocations();
-    assert.ok(allocations.length > 0 && allocations.every(({ state }) => isEnded(state)));
+    const [allocation] = (await cluster.client.listAllocations()).allocations;
+    assert.ok(allocation);
+    const ended = await poll(
+      async () => {
+        const now = await cluster.client.getAllocation(allocation.id);
+        return isEnded(now.state) ? now : undefined;
+      },
+      { clock: systemClock, everyMs: 20, timeoutMs: 10_000, makeError: () => new Error('it never ends') },
+    );
+    assert.deepEqual([ended.state, ended.exitCode, ended.reason?.code], ['exited', 137, 'node.down']);
   });
 
   test('clears up after a machine that ended with all of it', async () => {
@@ -189,7 +197,7 @@ test('a port that something else has is named', async () => {
     const ports = { api: await freePort(), link: address.port, registry: 0 };
     await assert.rejects(
       startLocalCluster({ folder, ports }),
-      new RegExp(`port ${address.port} of 127.0.0.1, and something else has it`),
+      new RegExp(`server needs port ${address.port} of 127.0.0.1, and something else has it`),
     );
     taken.close();
     await once(taken, 'close');

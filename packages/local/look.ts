@@ -44,7 +44,7 @@ export async function lookOutside(cgroupPath: string): Promise<View & { readonly
   if (!vmm) throw new Error(`there is no machine under the cgroup ${cgroupPath}`);
   const status = await readFile(`/proc/${vmm.pid}/status`, 'utf8');
   const field = (name: string): string => new RegExp(`^${name}:\\s+(\\S+)`, 'm').exec(status)?.[1] ?? '?';
-  const filter = field('Seccomp') === '2' ? ', some system calls' : '';
+  const filter = field('Seccomp') === '2' ? ', filtered system calls' : '';
   return {
     vmm,
     kernel: `Linux ${release()}`,
@@ -81,5 +81,5 @@ export async function timeUntilGone(
 function countCapabilities(line: string): string {
   const bits = BigInt(`0x${/[0-9a-f]{16}/.exec(line)?.[0] ?? '0'}`).toString(2);
   const count = bits.replaceAll('0', '').length;
-  return count === 0 ? 'nothing special: no capability' : `everything: ${count} capabilities`;
+  return count === 0 ? 'nothing: no capability' : `everything: ${count} capabilities`;
 }

@@ -12,7 +12,7 @@ import { poll } from '@cloister/kit/wait.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { findProcess, isAlive, type JailProcess, killProcess } from '@cloister/sandbox/jailProcess.ts';
 
-const LOG_LINES_IN_ERRORS = 8;
+const LOG_LINES_IN_ERRORS = 20;
 const LOG_LINE_CHARACTERS_IN_ERRORS = 300;
 const KILL_TIMEOUT_MS = 10_000;
 
@@ -151,12 +151,10 @@ export class Service {
     try {
       await once(server, 'listening');
     } catch (cause) {
-      const why =
-        (cause as NodeJS.ErrnoException).code === 'EADDRINUSE' ? 'something else has it' : 'it cannot';
+      if ((cause as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw cause;
       throw new CloisterError(
         'unavailable',
-        `The ${this.name} should listen on port ${port} of 127.0.0.1, and ${why}`,
-        { cause },
+        `The ${this.name} needs port ${port} of 127.0.0.1, and something else has it: "ss -ltnp sport = :${port}" says what`,
       );
     }
     server.close();
