@@ -28,7 +28,7 @@ before(async () => {
   downHost = `127.0.0.1:${await freePort()}`;
   privateHost = stalling.host.replace('127.0.0.1', 'localhost');
   const credentialsFile = join(cluster.folder, 'credentials.json');
-  const credentials = { username: 'a', password: 'b', tenants: ['tnt-nobody'] };
+  const credentials = { username: 'a', password: 'b', tenants: ['ten-nobody'] };
   await writeFile(credentialsFile, JSON.stringify({ [privateHost]: credentials }), { mode: 0o600 });
   settings = await cluster.settings({
     credentialsFile,

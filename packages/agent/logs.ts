@@ -3,6 +3,7 @@ import type { LogsRequest } from '@cloister/link/messages.ts';
 import type { OutputLog, OutputRecord } from '@cloister/sandbox/outputLog.ts';
 
 type Asked = Pick<LogsRequest, 'follow' | 'tailBytes' | 'tailLines' | 'sinceMs'>;
+type Log = Pick<OutputLog, 'read' | 'oldestPosition'>;
 type Part = Pick<OutputRecord, 'fd' | 'atMs' | 'bytes'>;
 
 const NEWLINE = 0x0a;
@@ -27,7 +28,7 @@ interface Tail {
  * In the order in which it was written. Output that was rotated away is not mentioned: logs are what is left. A tail
  * is looked for in the whole log first; memory stays within one chunk all the same.
  */
-export async function* readLogs(log: OutputLog, asked: Asked, signal: AbortSignal): AsyncGenerator<Part> {
+export async function* readLogs(log: Log, asked: Asked, signal: AbortSignal): AsyncGenerator<Part> {
   const { follow, sinceMs } = asked;
   const { position, skipBytes, skipLines } = await findTail(log, asked, signal);
   let cut = cutter(skipBytes, skipLines);
@@ -43,7 +44,7 @@ export async function* readLogs(log: OutputLog, asked: Asked, signal: AbortSigna
 }
 
 async function findTail(
-  log: OutputLog,
+  log: Log,
   { tailBytes, tailLines, sinceMs }: Asked,
   signal: AbortSignal,
 ): Promise<Tail> {

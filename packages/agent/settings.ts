@@ -58,7 +58,7 @@ export const SettingsSchema = Type.Object(
     ),
     cgroupPath: Type.Optional(
       Type.String({
-        pattern: '^(/[A-Za-z0-9_.-]+)+$',
+        pattern: '^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$',
         maxLength: 200,
         description: 'Parent of the cgroups of the sandboxes. Default: /cloister/NODENAME.',
       }),

@@ -89,8 +89,13 @@ export class TestCluster implements AsyncDisposable {
   static async start(serverSettings: Record<string, unknown> = {}): Promise<TestCluster> {
     const folder = await mkdtemp(join(tmpdir(), 'cl-agent-'));
     const cluster = new TestCluster(folder, await TestRegistry.start(), serverSettings);
-    await cluster.startServer();
-    return cluster;
+    try {
+      await cluster.startServer();
+      return cluster;
+    } catch (error) {
+      await cluster[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** Again where it was. */
@@ -239,13 +244,14 @@ export class TestCluster implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await using ends = new AsyncDisposableStack(); // each step is taken, whichever fails
+    ends.defer(async () => await rm(this.folder, { recursive: true, force: true }));
+    ends.defer(async () => await this.registry.stop());
+    ends.defer(async () => await this.killServer());
     for (const { configPath, process } of this.#agents) {
-      await process.end('SIGTERM');
-      await this.teardown(basename(configPath, '.json'), '--purge');
+      ends.defer(async () => await this.teardown(basename(configPath, '.json'), '--purge'));
+      ends.defer(async () => void (await process.end('SIGTERM')));
     }
-    await this.killServer();
-    await this.registry.stop();
-    await rm(this.folder, { recursive: true, force: true });
   }
 }
 
