@@ -83,7 +83,7 @@ function layoutOf(folder: string, ports: Ports): Layout {
     cgroupPath: `/cloister/local-${hash}`,
     agentFolder,
     containerdFolder:
-      within.length <= MAX_CONTAINERD_FOLDER_LENGTH ? within : `/var/lib/cloister/local-${hash}`,
+      within.length <= MAX_CONTAINERD_FOLDER_LENGTH ? within : `/var/lib/cloister-local-${hash}`,
     registryConfig: join(folder, 'registry.json'),
     serverConfig: join(folder, 'server.json'),
     agentConfig: join(folder, 'agent.json'),
