@@ -10,6 +10,7 @@ import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
 import { MINIMAL_ENV, run } from '@cloister/kit/program.ts';
 import { poll } from '@cloister/kit/wait.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
+import { cgroupMounts, childCgroups } from '@cloister/sandbox/jailCgroup.ts';
 import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
 import { findLayout, type Layout, makeLayout, type Ports, writeSettings } from './layout.ts';
 import { pushSampleImages } from './sampleImages.ts';
@@ -22,6 +23,8 @@ const START_TIMEOUT_MS = 30_000;
 const NODE_READY_TIMEOUT_MS = 60_000;
 const STOP_TIMEOUT_MS = 20_000;
 const TEARDOWN_TIMEOUT_MS = 120_000;
+/** Without one of them it is no cluster. */
+const PARTS = ['registry', 'server', 'agent', 'containerd'] as const;
 
 export interface LocalClusterOptions {
   /** Everything of the cluster, from one start to the next. */
@@ -151,19 +154,20 @@ export class LocalCluster {
     return this.#agentPid;
   }
 
-  /** The names of the parts that run: registry, server, agent, containerd. */
+  /** What runs of it: registry, server, agent, containerd, sandboxes. */
   async running(): Promise<string[]> {
     const services = [this.registry, this.#server, this.#agent];
     const found = await Promise.all(services.map((service) => service.find()));
     const names = services.filter((_, index) => found[index] !== undefined).map(({ name }) => name);
-    return (await findContainerd(this.#layout.containerdFolder)) === undefined
-      ? names
-      : [...names, 'containerd'];
+    if ((await findContainerd(this.#layout.containerdFolder)) !== undefined) names.push('containerd');
+    if ((await childCgroups(await cgroupMounts(), this.cgroupPath)).length > 0) names.push('sandboxes');
+    return names;
   }
 
   /** Everything runs, and the node takes work. */
   async isReady(): Promise<boolean> {
-    if ((await this.running()).length < 4) return false;
+    const running = await this.running();
+    if (!PARTS.every((part) => running.includes(part))) return false;
     try {
       await this.#connect();
       return await this.#isNodeReady();
