@@ -81,10 +81,6 @@ export const ERROR_CODES = {
   'sandbox.command-not-found': { status: 422, hint: 'Check the command and the PATH of the image.' },
   'sandbox.command-not-executable': { status: 422, hint: "Check the file's mode bits and its format." },
   'sandbox.user-not-found': { status: 422, hint: "The image's /etc/passwd or /etc/group has no such entry." },
-  'sandbox.agent-restarted': {
-    status: 500,
-    hint: 'The agent was ended while this was starting; start it again.',
-  },
 } as const satisfies Record<string, { status: number; hint: string }>;
 
 export type ErrorCode = keyof typeof ERROR_CODES;

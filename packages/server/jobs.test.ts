@@ -26,6 +26,19 @@ test('a job is placed, runs, ends with its exit code, and is done', limit, async
   assert.equal((await cluster.run({ name: 'hello' })).job.name, 'hello', 'the name is free again');
 });
 
+test('a reason goes with the state that it explained', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one', { onAssignment: () => {} });
+  const id = (await cluster.run({})).allocations[0]!.id;
+  await agent.when((message) => message.message === 'assignment');
+  await agent.report(id, 'pulling', { reasonCode: 'image.pulling', reasonMessage: 'Half of it.' });
+  const pulling = await cluster.whenAllocation(id, ({ state }) => state === 'pulling');
+  assert.equal(pulling.reason?.message, 'Half of it.');
+  await agent.report(id, 'running');
+  const running = await cluster.whenAllocation(id, ({ state }) => state === 'running');
+  assert.equal(running.reason, undefined);
+});
+
 test('what has ended never comes back, and an older status changes nothing', limit, async () => {
   await using cluster = await startTestCluster();
   const agent = await cluster.newAgent('one', { onAssignment: () => {} });
