@@ -4,7 +4,7 @@ import type { Resources } from '@cloister/model/job.ts';
 import type { Jails } from './jail.ts';
 import type { JailProcess } from './jailProcess.ts';
 import type { SandboxFolder } from './sandboxFolder.ts';
-import { createScratch, MIN_SCRATCH_MIB } from './scratch.ts';
+import { beginScratch, MIN_SCRATCH_MIB } from './scratch.ts';
 import type { GuestArtifacts, VmmDriver } from './vmm.ts';
 
 /**
@@ -41,7 +41,7 @@ export class Machine {
     const { driver, jails, guest } = this.#parts;
     const { resources, uid, signal } = options;
     const { scratchPath, runPath } = this.#folder;
-    await createScratch({
+    const { formatted } = await beginScratch({
       path: scratchPath,
       sizeMiB: Math.max(MIN_SCRATCH_MIB, resources.diskMiB),
       uid,
@@ -57,7 +57,7 @@ export class Machine {
       },
       runPath,
     );
-    return await jails.start({
+    const started = jails.start({
       ...this.#name(),
       rootPath: driver.rootPath,
       launch,
@@ -68,6 +68,11 @@ export class Machine {
       },
       signal,
     });
+    // Both are over before anything is taken down, whichever fails.
+    const [vmm, disk] = await Promise.allSettled([started, formatted]);
+    if (disk.status === 'rejected') throw disk.reason;
+    if (vmm.status === 'rejected') throw vmm.reason;
+    return vmm.value;
   }
 
   /** From here on it is the tenant's time, and limited to what was asked for. */

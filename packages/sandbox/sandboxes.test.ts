@@ -289,6 +289,7 @@ describe('after the agent was restarted', () => {
     process.kill(machine.process.pid, 'SIGKILL');
     await fixture.reopen();
     const found = fixture.sandboxes.get(sandbox.id);
+    await found?.ended; // when it was seen still dying, it is taken down only now
     assert.ok(found?.state.phase === 'failed');
     assert.equal(found.state.reason.code, 'sandbox.vmm-died');
     assert.equal((await fixture.output(found)).toString(), 'up\n');

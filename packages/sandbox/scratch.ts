@@ -1,6 +1,6 @@
 // The scratch disk of a sandbox: a sparse file with an ext4 in it, exactly as large as the sandbox may fill. It lives as
 // long as the machine and no longer, so it has no journal, and nothing of it is synced.
-import { chown, open, rm, statfs } from 'node:fs/promises';
+import { open, rm, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { ProgramError, run } from '@cloister/kit/program.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
@@ -23,11 +23,20 @@ export interface ScratchOptions {
 }
 
 /**
- * Makes the disk (about 10 ms, whatever its size: nothing of its tables is written before it is used). The file is
- * sparse, so the check for free space is against what all the others have written, not against what they may still
- * write: whoever places sandboxes counts that. Throws `node.disk-full`; leaves nothing behind then.
+ * Makes the disk. The file is sparse, so the check for free space is against what all the others have written, not
+ * against what they may still write: whoever places sandboxes counts that. Throws `node.disk-full`; leaves nothing
+ * behind then.
  */
 export async function createScratch(options: ScratchOptions): Promise<void> {
+  await (await beginScratch(options)).formatted;
+}
+
+/**
+ * As createScratch, in two steps: when this resolves the file is there, of its full size and its owner's; when
+ * `formatted` does, so is its file system (about 10 ms later). A VMM may be started in between: its guest does not look
+ * at the disk for a long while. When either fails, nothing is left behind.
+ */
+export async function beginScratch(options: ScratchOptions): Promise<{ readonly formatted: Promise<void> }> {
   const { path, sizeMiB } = options;
   if (!Number.isSafeInteger(sizeMiB) || sizeMiB < MIN_SCRATCH_MIB) {
     throw new CloisterError(
@@ -41,24 +50,31 @@ export async function createScratch(options: ScratchOptions): Promise<void> {
     const file = await open(path, 'wx', 0o600);
     try {
       await file.truncate(sizeMiB * MIB);
+      await file.chown(options.uid, options.uid);
     } finally {
       await file.close();
     }
-    await run('mkfs.ext4', mkfsArgs(path), {
-      timeoutMs: MKFS_TIMEOUT_MS,
-      ...(options.signal ? { signal: options.signal } : {}),
-    });
-    await chown(path, options.uid, options.uid);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') await rm(path, { force: true });
-    throw isDiskFull(error)
-      ? new CloisterError(
-          'node.disk-full',
-          `A scratch disk of ${sizeMiB} MiB could not be made: the node's disk is full.`,
-          { cause: error },
-        )
-      : error;
+    throw await undone(error, options);
   }
+  const formatted = run('mkfs.ext4', mkfsArgs(path), {
+    timeoutMs: MKFS_TIMEOUT_MS,
+    ...(options.signal ? { signal: options.signal } : {}),
+  }).then(
+    () => {},
+    async (error: unknown) => {
+      throw await undone(error, options);
+    },
+  );
+  formatted.catch(() => {}); // whoever gives up in between need not wait for it
+  return { formatted };
+}
+
+async function undone(error: unknown, { path, sizeMiB }: ScratchOptions): Promise<unknown> {
+  if ((error as NodeJS.ErrnoException).code !== 'EEXIST') await rm(path, { force: true });
+  if (!isDiskFull(error)) return error;
+  const message = `A scratch disk of ${sizeMiB} MiB could not be made: the node's disk is full.`;
+  return new CloisterError('node.disk-full', message, { cause: error });
 }
 
 async function checkFreeSpace(folder: string, sizeMiB: number, reserveMiB: number): Promise<void> {
