@@ -1,7 +1,14 @@
 // Jobs from end to end: API, scheduler, a test agent, and back.
 import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
-import { startTestCluster, type TestCluster } from './harness.ts';
+import { silentLogger } from '@cloister/kit/log.ts';
+import type { Job } from '@cloister/model/job.ts';
+import { openEmbeddedStore } from '@cloister/store/embedded.ts';
+import { startTestCluster, type TestCluster, testClient } from './harness.ts';
+import { startServer } from './server.ts';
 
 const limit = { timeout: 30_000 };
 
@@ -141,6 +148,50 @@ test('a thousand instances are made whole, placed, and removed', { timeout: 60_0
   assert.ok(body.allocations.every((one: { state: string }) => one.state === 'exited'));
   assert.equal((await cluster.call('DELETE', '/v1/jobs/many')).status, 204);
 });
+
+test('a creation that loses the race for its name leaves nothing behind', { timeout: 60_000 }, async () => {
+  const dataDir = await mkdtemp(join(tmpdir(), 'cloister-race-'));
+  try {
+    const server = await startServer(
+      { dataDir, api: { port: 0 }, link: { port: 0 }, names: ['127.0.0.1'] },
+      { logger: silentLogger },
+    );
+    await using cluster = await testClient(server, dataDir, () => server.close());
+    const spec = { image: 'busybox', name: 'wanted', count: 1000 };
+    const replies = await Promise.all(
+      Array.from({ length: 4 }, () => cluster.call('POST', '/v1/jobs', spec)),
+    );
+    assert.deepEqual(replies.map(({ status }) => status).toSorted(), [201, 409, 409, 409]);
+    const winner = replies.find(({ status }) => status === 201)!.body.job as Job;
+    await server.close();
+    const store = await openEmbeddedStore({ folder: join(dataDir, 'store') });
+    try {
+      const { items } = await store.range({ prefix: 'allocations/' });
+      assert.equal(items.length, 1000);
+      assert.ok(items.every(({ key }) => key.startsWith(`allocations/${winner.id}/`)));
+    } finally {
+      await store.close();
+    }
+  } finally {
+    await rm(dataDir, { recursive: true, force: true });
+  }
+});
+
+test(
+  'a job with the most instances and the largest specification still is one transaction',
+  limit,
+  async () => {
+    await using cluster = await startTestCluster();
+    const name = 'n'.repeat(63);
+    const spec = { image: 'i'.repeat(255), name, count: 1000, command: [] as string[] };
+    const room = 1_048_576 - 2_000 - JSON.stringify(spec).length; // what the server adds to it must fit as well
+    spec.command = Array.from({ length: Math.floor(room / 50_003) }, () => 'x'.repeat(50_000));
+    spec.command.push('x'.repeat(room - JSON.stringify(spec.command).length));
+    const { status, body } = await cluster.call('POST', '/v1/jobs', spec);
+    assert.equal(status, 201, JSON.stringify(body).slice(0, 300));
+    assert.equal(body.allocations.length, 1000);
+  },
+);
 
 test('a job that is to vanish when done does, once nobody is attached', limit, async () => {
   await using cluster = await startTestCluster();

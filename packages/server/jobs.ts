@@ -9,17 +9,15 @@ import type { AllocationRecord, Held, JobRecord } from './records.ts';
 import type { Cluster } from './settings.ts';
 import type { ClusterState } from './state.ts';
 
-/** Allocations written in one transaction; the job's own keys fit beside them. */
-const ALLOCATIONS_PER_TXN = 400;
 const NAME_ATTEMPTS = 5;
 /** Roughly: host[:port]/path:tag@algorithm:digest. The node that pulls it parses it in full. */
 const REFERENCE =
   /^(?:[A-Za-z0-9.-]+(?::\d{1,5})?\/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?$/;
 
 /**
- * Makes a job and its allocations, wholly or not at all: large jobs need more than one transaction, but nobody sees
- * their allocations before the last, which makes the job itself. Work that no node has room for is accepted, and
- * waits with the reason.
+ * Makes a job and its allocations, wholly or not at all: in one transaction, which takes the largest job there may be
+ * (LIMITS.count, STORE_BOUNDS.opsPerTxn), so that neither a crash nor a lost race for the name leaves any behind. Work
+ * that no node has room for is accepted, and waits with the reason.
  */
 export async function createJob(cluster: Cluster, tenantId: TenantId, spec: JobSpec): Promise<JobId> {
   checkReference(spec.image, '/image');
@@ -41,7 +39,7 @@ async function createNamedJob(
   name: string,
   spec: JobSpec,
 ): Promise<JobId> {
-  const { committer, clock, settings, follower } = cluster;
+  const { committer, clock, settings } = cluster;
   const id = newJobId();
   const createdAt = clock.now();
   const record: JobRecord = {
@@ -58,7 +56,7 @@ async function createNamedJob(
   const allocations = Array.from({ length: spec.count }, (_, index) =>
     newAllocation(record, index, 0, createdAt),
   );
-  const check = (state: ClusterState): void => {
+  await committer.commit((state, change) => {
     if ((state.jobIdsByTenant.get(tenantId)?.size ?? 0) >= settings.maxJobsPerTenant) {
       throw new CloisterError(
         'limit.exceeded',
@@ -66,17 +64,6 @@ async function createNamedJob(
       );
     }
     if (state.jobByName(tenantId, name)) throw nameTaken(name);
-  };
-  check(follower.state);
-  while (allocations.length > ALLOCATIONS_PER_TXN) {
-    const part = allocations.splice(0, ALLOCATIONS_PER_TXN);
-    await committer.commit((_state, change) => {
-      for (const allocation of part) change.put(keys.allocation(id, allocation.id), allocation, 0);
-      return true;
-    });
-  }
-  await committer.commit((state, change) => {
-    check(state);
     change.put(keys.jobName(tenantId, name), id, 0);
     change.put(keys.job(id), record, 0);
     for (const allocation of allocations) change.put(keys.allocation(id, allocation.id), allocation, 0);

@@ -68,7 +68,7 @@ export class ClusterState {
     return this.#collect(this.#allocationsByNode.get(nodeId));
   }
 
-  /** Allocations that no job claims: what is left of a creation that was cut short. */
+  /** Of allocations that no job claims: one put while its job was being removed. */
   orphanedJobIds(): JobId[] {
     return [...this.#allocationsByJob.keys()].filter((jobId) => !this.jobs.has(jobId));
   }

@@ -11,7 +11,7 @@ export const STORE_BOUNDS = {
   /** Of one value, encoded as UTF-8. */
   valueBytes: 1_048_576,
   /** Compares, `then` and `else` of a transaction, each. A deleteRange counts as one. */
-  opsPerTxn: 512,
+  opsPerTxn: 1024,
   /** Keys and values of one transaction together. */
   txnBytes: 1_572_864,
   /** Items that one range may return; also the default of `limit`. */
