@@ -1,8 +1,9 @@
 // A program that runs in the background for a local cluster: started once, found again by whoever comes later, stopped
-// for good. Known by its process id and the moment of its start, so that no stranger is ever taken for it.
+// for good. Known by its process id and the moment of its start, so that no stranger is ever taken for it; and by its
+// command line, should whoever started it have been killed before they wrote that down.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { open, rename, rm } from 'node:fs/promises';
+import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { systemClock } from '@cloister/kit/clock.ts';
@@ -50,23 +51,23 @@ export class Service {
   /** Undefined when it does not run. */
   async find(): Promise<JailProcess | undefined> {
     const text = await readFileIfThere(this.#pidPath());
-    if (text === undefined) return undefined;
-    const known = JSON.parse(text) as JailProcess;
-    return (await isAlive(known)) ? known : undefined;
+    const known = text === undefined ? undefined : (JSON.parse(text) as JailProcess);
+    if (known && (await isAlive(known))) return known;
+    return await findByCommand([this.#options.command, ...this.#options.args]);
   }
 
   /**
-   * Starts it, unless it runs, and waits until it is ready. One that does not become ready is ended again. Throws
-   * `unavailable` with the end of its log, or the signal's reason.
+   * Starts it, unless it runs, and waits until it is ready. One that does not become ready is ended again, unless it ran
+   * before. Throws `unavailable` with the end of its log, or the signal's reason.
    */
   async start(signal?: AbortSignal): Promise<JailProcess> {
     const running = await this.find();
-    if (running) return running;
+    if (running) return await this.#adopt(running, signal);
     signal?.throwIfAborted();
     for (const port of this.#options.ports ?? []) await this.#claim(port);
     const { child, ended } = await this.#spawn();
     const process = child.pid === undefined ? undefined : await findProcess(child.pid);
-    if (process) await writeFileDurably(this.#pidPath(), JSON.stringify(process));
+    if (process) await this.#record(process);
     try {
       await this.#becomesReady(ended, signal);
       if (!process) throw await this.#failure('it ended at once');
@@ -94,6 +95,17 @@ export class Service {
     await gone(process, KILL_TIMEOUT_MS);
   }
 
+  /** Whoever started it may have been killed before it was ready, and before it was recorded. */
+  async #adopt(running: JailProcess, signal: AbortSignal | undefined): Promise<JailProcess> {
+    await this.#record(running);
+    await this.#becomesReady(async () => ((await isAlive(running)) ? undefined : 'it ended'), signal);
+    return running;
+  }
+
+  async #record(process: JailProcess): Promise<void> {
+    await writeFileDurably(this.#pidPath(), JSON.stringify(process));
+  }
+
   async #spawn(): Promise<{ child: ChildProcess; ended: () => string | undefined }> {
     const { command, args, env } = this.#options;
     // Begun anew with each start, so that it cannot grow for ever; what a crash said stays readable for one more.
@@ -118,12 +130,15 @@ export class Service {
     return { child, ended: () => ended };
   }
 
-  async #becomesReady(ended: () => string | undefined, signal: AbortSignal | undefined): Promise<void> {
+  async #becomesReady(
+    ended: () => string | undefined | Promise<string | undefined>,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     const { startTimeoutMs } = this.#options;
     const late = new Error('late');
     const check = async (): Promise<true | undefined> => {
       signal?.throwIfAborted();
-      const why = ended();
+      const why = await ended();
       if (why !== undefined) throw await this.#failure(why);
       return (await this.#isReady()) ? true : undefined;
     };
@@ -180,6 +195,23 @@ export class Service {
   #outPath(): string {
     return join(this.#options.folder, `${this.name}.out`);
   }
+}
+
+/** Its arguments name a file of its cluster's folder, so that they are nobody else's. */
+async function findByCommand(words: readonly string[]): Promise<JailProcess | undefined> {
+  const commandLine = `${words.join('\0')}\0`;
+  for (const entry of await readdir('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    try {
+      if ((await readFile(`/proc/${entry}/cmdline`, 'utf8')) !== commandLine) continue;
+      if ((await stat(`/proc/${entry}`)).uid !== process.getuid?.()) continue;
+      const found = await findProcess(Number(entry));
+      if (found) return found;
+    } catch {
+      // It ended while we looked.
+    }
+  }
+  return undefined;
 }
 
 async function gone(process: JailProcess, timeoutMs: number): Promise<void> {
