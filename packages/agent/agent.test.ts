@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { FakeRegistry } from '@cloister/image/fakeRegistry.ts';
 import { buildBusyboxImage } from '@cloister/image/testImage.ts';
-import { freePort } from '@cloister/image/testRegistry.ts';
+import { freePort, TestRegistry } from '@cloister/image/testRegistry.ts';
 import { systemClock } from '@cloister/kit/clock.ts';
 import { poll } from '@cloister/kit/wait.ts';
 import { cgroupMounts, childCgroups } from '@cloister/sandbox/jailCgroup.ts';
@@ -20,19 +20,20 @@ let agent: TestProcess;
 let image: string;
 let stalling: FakeRegistry;
 let downHost: string;
-let privateHost: string;
+let closed: TestRegistry;
 
 before(async () => {
   cluster = await TestCluster.start({ nodeDownAfterMs: 8_000, heartbeatIntervalMs: 2_000 });
   stalling = await FakeRegistry.start();
   downHost = `127.0.0.1:${await freePort()}`;
-  privateHost = stalling.host.replace('127.0.0.1', 'localhost');
+  closed = await TestRegistry.start({ authorization: 'password' });
+  const { tenant } = await cluster.must('GET', '/v1/whoami');
   const credentialsFile = join(cluster.folder, 'credentials.json');
-  const credentials = { username: 'a', password: 'b', tenants: ['ten-nobody'] };
-  await writeFile(credentialsFile, JSON.stringify({ [privateHost]: credentials }), { mode: 0o600 });
+  const credentials = { ...closed.credentials, tenants: [tenant.id] };
+  await writeFile(credentialsFile, JSON.stringify({ [closed.host]: credentials }), { mode: 0o600 });
   settings = await cluster.settings({
     credentialsFile,
-    insecureRegistries: [cluster.registry.host, stalling.host, privateHost, downHost],
+    insecureRegistries: [cluster.registry.host, stalling.host, closed.host, downHost],
   });
   image = await cluster.registry.pushImage(buildBusyboxImage(), 'busybox');
   agent = await cluster.startAgent(settings);
@@ -40,6 +41,7 @@ before(async () => {
 after(async () => {
   await cluster[Symbol.asyncDispose]();
   await stalling.stop();
+  await closed.stop();
 });
 
 const shell = (script: string, more: Record<string, unknown> = {}): Record<string, unknown> => ({
@@ -64,8 +66,8 @@ describe('a job', () => {
     assert.equal(stream.heard[0], 'started');
     assert.equal(stream.output, 'out\nlast');
     assert.ok(stream.heard.includes('err:err\n'));
-    const { state, exitCode, timeline, imageDigest } = await cluster.ended(id);
-    assert.deepEqual([state, exitCode], ['exited', 3]);
+    const { state, exitCode, timeline, imageDigest, reason } = await cluster.ended(id);
+    assert.deepEqual([state, exitCode, reason], ['exited', 3, undefined]);
     assert.match(imageDigest ?? '', /^sha256:/);
     const stages = ['receivedAt', 'imageReadyAt', 'jailReadyAt', 'bootedAt', 'startedAt', 'endedAt'] as const;
     const times = stages.map((stage) => timeline[stage] ?? 0);
@@ -106,7 +108,6 @@ describe('an image that does not come', () => {
   const cases = [
     ['it is not there', () => `${cluster.registry.host}/nothing`, 'image.not-found'],
     ['its registry is down', () => `${downHost}/busybox`, 'image.registry-unreachable'],
-    ["it is for other tenants' work", () => `${privateHost}/busybox`, 'image.unauthorized'],
   ] as const;
   for (const [why, reference, code] of cases) {
     test(`fails its job, and whoever attaches is told why: ${why}`, async () => {
@@ -119,6 +120,17 @@ describe('an image that does not come', () => {
       assert.equal(await cluster.logs(id), '');
     });
   }
+
+  test('to one tenant, whom no credentials are for, comes to another whom they are for', async () => {
+    const secret = await closed.pushImage(buildBusyboxImage(), 'secret');
+    const id = await cluster.submit({ image: secret, command: ['true'] });
+    assert.equal((await cluster.ended(id)).state, 'exited');
+    await cluster.must('POST', '/v1/tenants', { name: 'other' });
+    const token = (await cluster.must('POST', '/v1/tenants/other/tokens', {})).secret;
+    const others = await cluster.submit({ image: secret, command: ['true'] }, token);
+    const { state, reason } = await cluster.ended(others, token);
+    assert.deepEqual([state, reason?.code], ['failed', 'image.unauthorized'], JSON.stringify(reason));
+  });
 
   for (const how of ['stop', 'kill'] as const) {
     test(`is given up at once by ${how}, as a kill of what it would have run`, async () => {

@@ -11,10 +11,10 @@ import type { Sandbox } from '@cloister/sandbox/sandbox.ts';
 import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
 import { Assignments } from './assignments.ts';
 import { capacityOf, factsOf } from './capacity.ts';
+import { readCredentials } from './credentials.ts';
 import { Fence } from './fence.ts';
 import { type Identity, loadOrJoin } from './identity.ts';
 import { type Machines, openMachines } from './machines.ts';
-import { RegistryCredentials } from './registryCredentials.ts';
 import { AgentSession } from './session.ts';
 import { containerdFolderOf, type Settings } from './settings.ts';
 import { StatusBook } from './statuses.ts';
@@ -45,7 +45,6 @@ export class Agent {
   readonly #images: ImageStore;
   readonly #statuses: StatusBook;
   readonly #assignments: Assignments;
-  readonly #credentials: RegistryCredentials;
   readonly #fence: Fence;
   readonly #closing = new AbortController();
   readonly #welcomed = Promise.withResolvers<void>();
@@ -62,7 +61,6 @@ export class Agent {
     images: ImageStore;
     statuses: StatusBook;
     assignments: Assignments;
-    credentials: RegistryCredentials;
   }) {
     this.#settings = parts.settings;
     this.#identity = parts.identity;
@@ -73,7 +71,6 @@ export class Agent {
     this.#images = parts.images;
     this.#statuses = parts.statuses;
     this.#assignments = parts.assignments;
-    this.#credentials = parts.credentials;
     this.#fence = new Fence({
       afterMs: parts.settings.fenceAfterMs,
       clock: parts.clock,
@@ -93,8 +90,7 @@ export class Agent {
     try {
       const identity = await loadOrJoin(settings, logger);
       const statuses = await StatusBook.open(settings.stateFolder);
-      const credentials = await RegistryCredentials.read(settings.credentialsFile);
-      const images = await openImages(settings, { credentials, clock, logger });
+      const images = await openImages(settings, clock, logger);
       let agent: Agent | undefined;
       const machines = await openMachines(settings, {
         clock,
@@ -103,7 +99,7 @@ export class Agent {
       });
       const { sandboxes } = machines;
       const onImages = (): void => agent?.imagesChanged();
-      const common = { images, statuses, credentials, clock, logger };
+      const common = { images, statuses, clock, logger };
       const assignments = new Assignments({ ...common, sandboxes, onImages });
       agent = new Agent({ ...common, settings, identity, lock, machines, assignments });
       agent.#running = Promise.all([agent.#holdSessions(), agent.#collectImages()]);
@@ -151,7 +147,6 @@ export class Agent {
       images: this.#images,
       sandboxOf: (id: string) => assignments.sandboxOf(id),
       statusOf: (id: string) => this.#statuses.get(id),
-      credentials: this.#credentials,
       clock: this.#clock,
       nodeId: this.nodeId,
       logger: this.#logger,
@@ -208,18 +203,17 @@ export class Agent {
   }
 }
 
-async function openImages(
-  settings: Settings,
-  parts: { readonly credentials: RegistryCredentials; readonly clock: Clock; readonly logger: Logger },
-): Promise<ImageStore> {
-  const { credentials, clock, logger } = parts;
+async function openImages(settings: Settings, clock: Clock, logger: Logger): Promise<ImageStore> {
+  const { allowedRegistries } = settings;
+  const credentials = await readCredentials(settings.credentialsFile);
   const containerd = await ContainerdProcess.open({ folder: containerdFolderOf(settings), clock, logger });
   return await ImageStore.open({
     containerd,
     folder: join(settings.stateFolder, 'images'),
     insecureRegistries: settings.insecureRegistries,
     internalRegistries: settings.internalRegistries,
-    credentials: (registry) => credentials.of(registry),
+    ...(allowedRegistries ? { allowedRegistries } : {}),
+    credentials: (registry) => credentials.get(registry),
     maxImageBytes: settings.maxImageBytes,
     clock,
     logger,

@@ -11,7 +11,6 @@ import type { Reason } from '@cloister/model/schema.ts';
 import { formatBytes } from '@cloister/model/units.ts';
 import type { Sandbox } from '@cloister/sandbox/sandbox.ts';
 import type { Sandboxes } from '@cloister/sandbox/sandboxes.ts';
-import type { RegistryCredentials } from './registryCredentials.ts';
 import type { StatusBook, StatusNews } from './statuses.ts';
 
 export interface AllocationParts {
@@ -20,7 +19,6 @@ export interface AllocationParts {
   readonly statuses: StatusBook;
   readonly clock: Clock;
   readonly logger: Logger;
-  readonly credentials: Pick<RegistryCredentials, 'requireAllowed'>;
   /** The list of images has changed. */
   readonly onImages: () => void;
 }
@@ -80,9 +78,8 @@ export class NodeAllocation {
   }
 
   async #start({ id, tenantId, spec, hostname }: AllocationTask): Promise<void> {
-    const { credentials, sandboxes, clock } = this.#parts;
-    credentials.requireAllowed(tenantId, spec.image);
-    const { digest, blockPath, config } = await this.#pullAndHold(spec.image);
+    const { sandboxes, clock } = this.#parts;
+    const { digest, blockPath, config } = await this.#pullAndHold(spec.image, tenantId);
     this.#pull.signal.throwIfAborted();
     this.#sandbox = sandboxes.create({
       id,
@@ -94,10 +91,11 @@ export class NodeAllocation {
     this.changed();
   }
 
-  async #pullAndHold(reference: string): Promise<PulledImage> {
+  async #pullAndHold(reference: string, tenantId: string): Promise<PulledImage> {
     const { images, onImages } = this.#parts;
     for (let attempt = 1; ; attempt++) {
       const image = await images.pull(reference, {
+        group: tenantId,
         signal: this.#pull.signal,
         onProgress: (step) => this.#pulling(reference, step),
       });

@@ -5,9 +5,10 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import type { CloisterError } from '@cloister/model/errors.ts';
+import { newTenantId } from '@cloister/model/ids.ts';
 import type { VmmDriver } from '@cloister/sandbox/vmm.ts';
 import { capacityOf } from './capacity.ts';
-import { RegistryCredentials } from './registryCredentials.ts';
+import { readCredentials } from './credentials.ts';
 import { cgroupPathOf, containerdFolderOf, readSettings, readSettingsFile } from './settings.ts';
 
 let folder: string;
@@ -71,28 +72,24 @@ describe('credentials of registries', () => {
     await chmod(path(), mode);
   };
 
-  test('are shown to their registry, and used for the work of the tenants that they name', async () => {
-    const secret = { username: 'u', password: 'p' };
-    await write({ [host]: { ...secret, tenants: ['ten-a'] }, 'docker.io': secret });
-    const credentials = await RegistryCredentials.read(path());
-    assert.equal(credentials.of(host)?.password, 'p');
-    assert.equal(credentials.of('other.example'), undefined);
-    credentials.requireAllowed('ten-a', `${host}/image`);
-    credentials.requireAllowed('ten-b', 'busybox'); // docker.io's name nobody
-    credentials.requireAllowed('ten-b', 'other.example/image');
-    for (const tenant of ['ten-b', undefined])
-      assert.throws(() => credentials.requireAllowed(tenant, `${host}/image`), {
-        code: 'image.unauthorized',
-      });
+  test('are read with the tenants that they are for', async () => {
+    const [secret, tenants] = [{ username: 'u', password: 'p' }, [newTenantId()]];
+    await write({ [host]: { ...secret, tenants }, 'docker.io': secret });
+    const credentials = await readCredentials(path());
+    assert.deepEqual(credentials.get(host), { ...secret, tenants });
+    assert.deepEqual(credentials.get('docker.io'), secret);
+    assert.equal(credentials.get('other.example'), undefined);
+    assert.equal((await readCredentials(undefined)).size, 0);
   });
 
   test('that others may read, that are wrong, or that are not there, are refused', async () => {
     await write({}, 0o640);
-    await assert.rejects(RegistryCredentials.read(path()), { code: 'request.invalid', message: /chmod 600/ });
-    await write({ [host]: { username: 'u' } });
-    await assert.rejects(RegistryCredentials.read(path()), { code: 'request.invalid' });
-    await assert.rejects(RegistryCredentials.read('/nowhere'), { code: 'request.invalid' });
-    assert.equal((await RegistryCredentials.read(undefined)).of(host), undefined);
+    await assert.rejects(readCredentials(path()), { code: 'request.invalid', message: /chmod 600/ });
+    for (const wrong of [{ username: 'u' }, { username: 'u', password: 'p', tenants: ['a name'] }]) {
+      await write({ [host]: wrong });
+      await assert.rejects(readCredentials(path()), { code: 'request.invalid' });
+    }
+    await assert.rejects(readCredentials('/nowhere'), { code: 'request.invalid' });
   });
 });
 

@@ -43,6 +43,12 @@ export const SettingsSchema = Type.Object(
       ...RegistriesSchema,
       description: 'HOST[:PORT] of registries that may have addresses inside the network.',
     }),
+    allowedRegistries: Type.Optional(
+      Type.Array(Type.String({ minLength: 1, maxLength: 300 }), {
+        maxItems: 64,
+        description: 'When given, images come from these only. As in references: "docker.io", "HOST:PORT".',
+      }),
+    ),
     credentialsFile: Type.Optional(
       Type.Unsafe<string>({
         ...PathSchema,

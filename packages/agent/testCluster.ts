@@ -211,10 +211,10 @@ export class TestCluster implements AsyncDisposable {
   }
 
   /** Waits, by long polls, until the allocation is as wanted. */
-  async until(id: string, wanted: (allocation: Allocation) => boolean): Promise<Allocation> {
+  async until(id: string, wanted: (allocation: Allocation) => boolean, token?: string): Promise<Allocation> {
     for (let version = 0; ; ) {
       const path = `/v1/allocations/${id}?waitVersion=${version}`;
-      const allocation: Allocation = await this.must('GET', path);
+      const allocation: Allocation = await this.must('GET', path, undefined, token);
       if (wanted(allocation)) return allocation;
       if (isEnded(allocation.state)) {
         const logs = this.#agents.map(({ process }) => process.log).join('\n');
@@ -224,8 +224,8 @@ export class TestCluster implements AsyncDisposable {
     }
   }
 
-  async ended(id: string): Promise<Allocation> {
-    return await this.until(id, ({ state }) => isEnded(state));
+  async ended(id: string, token?: string): Promise<Allocation> {
+    return await this.until(id, ({ state }) => isEnded(state), token);
   }
 
   async logs(id: string, query = ''): Promise<string> {
