@@ -112,6 +112,7 @@ describe('cloister', { timeout: 120_000 }, () => {
   it('exits with 2 and a hint for a wrong command line', async () => {
     const cases: readonly [string[], RegExp][] = [
       [['rn'], /no command "rn"\. Did you mean "run"\?\n {2}hint: cloister help/],
+      [['constructor'], /There is no command "constructor"/],
       [['run', '--rn', 'x'], /no option --rn\. Did you mean --rm\?\n {2}hint: cloister run --help/],
       [['run'], /Something is missing; write: cloister run/],
       [['run', '--memory'], /--memory.*argument missing/],

@@ -17,7 +17,7 @@ export async function runProgram(words: readonly string[]): Promise<number> {
   let context = createContext(false);
   let name = first ?? 'help';
   try {
-    name = ALIASES[name] ?? name;
+    if (Object.hasOwn(ALIASES, name)) name = ALIASES[name] ?? name;
     const command = await load(name);
     const parsed = parse(command, name, rest);
     context = createContext(parsed.values['json'] === true);
