@@ -154,6 +154,12 @@ describe('cloister run', { timeout: 120_000 }, () => {
     assert.deepEqual(lines[2], { type: 'exit', exitCode: 0 });
     const detached = JSON.parse((await cli.run(['run', '-d', '--json', 'img'])).stdout.toString());
     assert.deepEqual(Object.keys(detached), ['job', 'allocations']);
+    assert.equal(cli.server.jobs[1]?.job.spec.stdin, false);
+  });
+
+  it('keeps the input of a detached workload open with -d -i', async () => {
+    assert.equal((await cli.run(['run', '-d', '-i', 'img', 'cat'])).code, 0);
+    assert.equal(cli.server.jobs[0]?.job.spec.stdin, true);
   });
 
   it('sends the options as the API wants them', async () => {

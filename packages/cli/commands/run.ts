@@ -8,7 +8,11 @@ import { attempt, UsageError } from '../failure.ts';
 
 const OPTIONS = {
   detach: { type: 'boolean', short: 'd', help: "Do not wait: print the job's id and leave it running." },
-  interactive: { type: 'boolean', short: 'i', help: 'Send our standard input to the workload.' },
+  interactive: {
+    type: 'boolean',
+    short: 'i',
+    help: 'Send our standard input to the workload; with -d, keep its input open for who attaches later.',
+  },
   tty: { type: 'boolean', short: 't', help: 'Give the workload a terminal.' },
   rm: { type: 'boolean', help: 'Remove the job with its logs when it has ended.' },
   env: {
@@ -92,7 +96,7 @@ function toSpec(
     image,
     env: parseEnv(values.env, context.env),
     tty: values.tty === true,
-    stdin: values.interactive === true && values.detach !== true,
+    stdin: values.interactive === true,
     removeWhenDone: values.rm === true,
     count,
     resources: {
