@@ -206,6 +206,7 @@ test('one that would run for ever is killed', async () => {
     '-c',
     'trap "" TERM INT; while :; do :; done',
   );
+  assert.equal(await e2e.ok('exec', 'forever', 'echo', 'waited'), 'waited\n', 'exec waits for the start');
   await e2e.ok('kill', 'forever');
   assert.match(await e2e.ok('inspect', 'forever', '--json'), /137/);
   await e2e.ok('rm', 'forever');

@@ -1,5 +1,6 @@
 // cloister exec: one more process in a running sandbox.
 import { ApiError } from '@cloister/client/apiError.ts';
+import type { CloisterClient } from '@cloister/client/client.ts';
 import type { ExecSpecInput } from '@cloister/client/routes.ts';
 import type { Allocation } from '@cloister/model/job.ts';
 import { parseEnv } from '../arguments.ts';
@@ -11,6 +12,8 @@ import { meantAllocations, resolveTarget, type Target } from '../resolve.ts';
 import { SignalGate } from '../signals.ts';
 
 const SIGKILL = 9;
+const START_TIMEOUT_MS = 60_000;
+const ON_THE_WAY: ReadonlySet<string> = new Set(['placed', 'pulling', 'starting']);
 const START_CODES: Readonly<Record<string, number>> = {
   'sandbox.command-not-executable': 126,
   'sandbox.command-not-found': 127,
@@ -35,6 +38,7 @@ export const exec = defineCommand({
   max: Number.POSITIVE_INFINITY,
   isPrefix: true,
   details: `Of a job with several instances, the first that runs is meant; name an allocation to mean another.
+One that is just being started is waited for, up to a minute.
 Exits as the process does. 126: the command cannot be executed. 127: it does not exist. 1: we failed.`,
   example: 'cloister exec web -- ps aux\ncloister exec -it web sh',
   async run(context, values, [key = '', ...command]) {
@@ -56,7 +60,7 @@ Exits as the process does. 126: the command cannot be executed. 127: it does not
     const client = await context.client();
     const what = `run ${command[0] ?? ''} in ${key}`;
     const workload = await attempt(what, async () => {
-      const { id } = pickRunning(await resolveTarget(client, key), key);
+      const { id } = await whenRunning(client, await resolveTarget(client, key), key);
       return await client.exec(id, spec);
     });
     const gate = new SignalGate();
@@ -81,12 +85,32 @@ Exits as the process does. 126: the command cannot be executed. 127: it does not
   },
 });
 
-function pickRunning(target: Target, key: string): Allocation {
+/** The first that runs. Of those that are on their way, the first, when it does: "run -d" returns before it runs. */
+async function whenRunning(client: CloisterClient, target: Target, key: string): Promise<Allocation> {
   const meant = meantAllocations(target);
   const running = meant.find(({ state }) => state === 'running');
   if (running) return running;
-  const states = [...new Set(meant.map(({ state }) => state))].join(', ') || target.job.state;
+  const coming = meant.find(({ state }) => ON_THE_WAY.has(state));
+  const come = coming && (await whenStarted(client, coming));
+  if (come?.state === 'running') return come;
+  const states =
+    come?.state ?? ([...new Set(meant.map(({ state }) => state))].join(', ') || target.job.state);
   throw new ApiError('state.wrong', `${key} is not running: it is ${states}.`, {
-    hint: 'Start it with "cloister run", or look at "cloister ps -a".',
+    hint: `Look at it with "cloister inspect ${key}"; "cloister ps -a" lists all.`,
   });
+}
+
+/** As it is when it runs or has ended, or after START_TIMEOUT_MS. */
+async function whenStarted(client: CloisterClient, coming: Allocation): Promise<Allocation> {
+  const signal = AbortSignal.timeout(START_TIMEOUT_MS);
+  let allocation = coming;
+  try {
+    while (ON_THE_WAY.has(allocation.state)) {
+      const { id, version } = allocation;
+      allocation = await client.getAllocation(id, { waitVersion: version }, { signal });
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+  return allocation;
 }
