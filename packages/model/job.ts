@@ -7,7 +7,7 @@ import { ReasonSchema, TimeSchema } from './schema.ts';
 export const LIMITS = {
   cpuMilli: { min: 50, max: 64_000, default: 1000 },
   memoryMiB: { min: 96, max: 262_144, default: 256 },
-  diskMiB: { min: 8, max: 1_048_576, default: 1024 },
+  diskMiB: { min: 16, max: 1_048_576, default: 1024 },
   count: { min: 1, max: 1000 },
   stopGraceMs: { min: 0, max: 600_000, default: 10_000 },
 } as const;

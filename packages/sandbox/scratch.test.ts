@@ -6,7 +6,8 @@ import { statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { createScratch, MIN_SCRATCH_MIB } from './scratch.ts';
+import { LIMITS } from '@cloister/model/job.ts';
+import { createScratch } from './scratch.ts';
 
 let folder: string;
 before(() => {
@@ -15,7 +16,7 @@ before(() => {
 after(() => rmSync(folder, { recursive: true }));
 
 test('a scratch disk is as large as asked, takes next to nothing, and is its owner’s alone', async () => {
-  for (const sizeMiB of [MIN_SCRATCH_MIB, 1024, 20_480]) {
+  for (const sizeMiB of [LIMITS.diskMiB.min, 1024, 20_480]) {
     const path = join(folder, `${sizeMiB}`);
     await createScratch({ path, sizeMiB, uid: 1_700_001, reserveMiB: 0 });
     const { size, blocks, uid, gid, mode } = statSync(path);
