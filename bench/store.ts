@@ -4,9 +4,11 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openEmbeddedStore } from '@cloister/store/embedded.ts';
+import { type Figure, report } from './report.ts';
 
 const VALUE = 'v'.repeat(300);
 const KEYS = 10_000;
+const figures: Figure[] = [];
 
 async function measure(
   name: string,
@@ -29,9 +31,7 @@ async function measure(
   const perSecond = Math.round(count / ((performance.now() - startedMs) / 1000));
   latenciesMs.sort((a, b) => a - b);
   const p99Ms = latenciesMs[Math.floor(latenciesMs.length * 0.99)] ?? 0;
-  console.log(
-    `${name.padEnd(36)} ${perSecond.toLocaleString('en').padStart(9)} /s   p99 ${p99Ms.toFixed(2)} ms`,
-  );
+  figures.push({ name, value: perSecond, unit: '/s' }, { name: `${name}, p99`, value: p99Ms, unit: 'ms' });
 }
 
 const folder = await mkdtemp(join(process.argv[2] ?? tmpdir(), 'cloister-bench-'));
@@ -59,3 +59,4 @@ try {
   await store.close();
   await rm(folder, { recursive: true });
 }
+await report('store', figures);
