@@ -1,6 +1,6 @@
 // A node's agent as a whole: a real control plane, a real registry, real containerd, real machines.
 import assert from 'node:assert/strict';
-import { readdir, readFile, readlink, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, readlink, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { FakeRegistry } from '@cloister/image/fakeRegistry.ts';
@@ -155,7 +155,10 @@ test('kill -9 of the agent loses no output of what runs, nor those who watch it'
   const stream = cluster.open(`/v1/allocations/${id}/attach`);
   await stream.says('line 3\n');
   await agent.end('SIGKILL');
+  const probe = join(String(settings['stateFolder']), 'probe-left'); // as by one that was killed in its first start
+  await mkdir(join(probe, 'run'), { recursive: true });
   agent = await cluster.startAgent(settings);
+  await assert.rejects(stat(probe), { code: 'ENOENT' });
   assert.deepEqual(await stream.end, { type: 'exit', exitCode: 7 });
   assert.equal(stream.output, LINES);
   const { state, exitCode } = await cluster.ended(id);

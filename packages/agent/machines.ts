@@ -1,5 +1,5 @@
 // Everything under the sandboxes, opened in order: the guest, jails, the VMM's driver, and the sandboxes that are there.
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '@cloister/kit/clock.ts';
 import type { Logger } from '@cloister/kit/log.ts';
@@ -54,7 +54,14 @@ export async function openMachines(
     outputLimits: settings.outputLimits,
     ...parts,
   });
+  await removeProbes(statePath);
   return { guest, driver, jails, sandboxes };
+}
+
+/** Of agents that were killed while they tried a boot. Their machines have gone, as those of no sandbox. */
+async function removeProbes(statePath: string): Promise<void> {
+  for (const name of await readdir(statePath))
+    if (name.startsWith('probe-')) await rm(join(statePath, name), { recursive: true, force: true });
 }
 
 async function readGuest(folder: string): Promise<GuestArtifacts> {
