@@ -127,7 +127,8 @@ export class AgentSession {
       return this.#told.delete(id) ? { message: 'remove', remove: { allocationId: id } } : undefined;
     }
     const keep = isEnded(record.state);
-    const news = keep ? 'ended' : job.desired;
+    // A second stop may only have another grace.
+    const news = keep ? 'ended' : `${job.desired}/${job.stopGraceMs}`;
     const told = this.#told.get(id);
     this.#told.set(id, news);
     // That it ended is known from the agent itself, unless this is the first that it hears of it.

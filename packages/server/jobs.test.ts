@@ -108,6 +108,37 @@ test(
   },
 );
 
+test(
+  'a second stop with a shorter grace reaches the node, and the same stop again does not',
+  limit,
+  async () => {
+    await using cluster = await startTestCluster();
+    const agent = await cluster.newAgent('one', {
+      onAssignment: (agent, { allocationId, desired }) => {
+        if (desired === 'run') void agent.report(allocationId, 'running');
+      },
+    });
+    const { allocations } = await cluster.run({ name: 'slow' });
+    await cluster.whenAllocation(allocations[0]!.id, ({ state }) => state === 'running');
+    for (const graceMs of [60_000, 60_000, 1_000]) {
+      assert.equal((await cluster.call('POST', '/v1/jobs/slow/stop', { graceMs })).status, 202);
+      await agent.when(
+        (message) => message.message === 'assignment' && message.assignment.stopGraceMs === graceMs,
+      );
+    }
+    await cluster.call('POST', '/v1/jobs/slow/kill');
+    await agent.when((message) => message.message === 'assignment' && message.assignment.desired === 'kill');
+    const told = agent.heard.flatMap((message) =>
+      message.message === 'assignment' ? [[message.assignment.desired, message.assignment.stopGraceMs]] : [],
+    );
+    assert.deepEqual(told.slice(1), [
+      ['stop', 60_000],
+      ['stop', 1_000],
+      ['kill', 0],
+    ]);
+  },
+);
+
 test('an ended instance of a service is replaced, with a new allocation and attempt', limit, async () => {
   await using cluster = await startTestCluster();
   const agent = await cluster.newAgent('one');
