@@ -164,17 +164,20 @@ export const isEnded = (state: AllocationState): boolean =>
   state === 'exited' || state === 'failed' || state === 'lost';
 
 /** Milliseconds since the Unix epoch at which the stage was over, by the node's clock; accepted and placed by the server's. */
-export const TimelineSchema = Type.Object({
-  acceptedAt: Type.Optional(TimeSchema),
-  placedAt: Type.Optional(TimeSchema),
-  receivedAt: Type.Optional(TimeSchema),
-  imageReadyAt: Type.Optional(TimeSchema),
-  jailReadyAt: Type.Optional(TimeSchema),
-  bootedAt: Type.Optional(TimeSchema),
-  startedAt: Type.Optional(TimeSchema),
-  firstOutputAt: Type.Optional(TimeSchema),
-  endedAt: Type.Optional(TimeSchema),
-});
+export const TimelineSchema = Type.Object(
+  {
+    acceptedAt: Type.Optional(TimeSchema),
+    placedAt: Type.Optional(TimeSchema),
+    receivedAt: Type.Optional(TimeSchema),
+    imageReadyAt: Type.Optional(TimeSchema),
+    jailReadyAt: Type.Optional(TimeSchema),
+    bootedAt: Type.Optional(TimeSchema),
+    startedAt: Type.Optional(TimeSchema),
+    firstOutputAt: Type.Optional(TimeSchema),
+    endedAt: Type.Optional(TimeSchema),
+  },
+  { additionalProperties: false },
+);
 export type Timeline = Static<typeof TimelineSchema>;
 
 /** What ends an allocation: nothing yet; stop: StopSignal, grace, kill; kill: at once. */

@@ -4,10 +4,11 @@ import { parseJson } from '@cloister/link/json.ts';
 import type { LinkStream } from '@cloister/link/linkStream.ts';
 import type { AgentMessage, AllocationStatus, ServerMessage, SignalResult } from '@cloister/link/messages.ts';
 import { CloisterError, describeError } from '@cloister/model/errors.ts';
-import type { AllocationId, NodeId } from '@cloister/model/ids.ts';
+import { type AllocationId, AllocationIdSchema, type NodeId } from '@cloister/model/ids.ts';
 import { type Image, ImageSchema } from '@cloister/model/image.ts';
 import { ALLOCATION_STATES, type AllocationState, isEnded, TimelineSchema } from '@cloister/model/job.ts';
 import Type from 'typebox';
+import Value from 'typebox/value';
 import type { Fleet } from './fleet.ts';
 import type { Cluster } from './settings.ts';
 import type { NodeStatus, StatusWriter } from './statuses.ts';
@@ -128,7 +129,7 @@ export class AgentSession {
     }
     const keep = isEnded(record.state);
     // A second stop may only have another grace.
-    const news = keep ? 'ended' : `${job.desired}/${job.stopGraceMs}`;
+    const news = keep ? 'ended' : job.desired;
     const told = this.#told.get(id);
     this.#told.set(id, news);
     // That it ended is known from the agent itself, unless this is the first that it hears of it.
@@ -175,8 +176,8 @@ export class AgentSession {
   }
 
   async #hearStatus(sent: AllocationStatus): Promise<void> {
-    const { allocationId, sequence } = sent;
     const status = readStatus(this.nodeId, sent);
+    const { allocationId, sequence } = status;
     await this.#statuses.submit(status, (outcome) => {
       if (outcome === 'stored')
         this.send({ message: 'statusStored', statusStored: { allocationId, sequence } });
@@ -217,14 +218,18 @@ export class AgentSession {
 /** The agent leaves nodeId "": it cannot say whose images these are anyway. */
 const ImageListItemSchema = Type.Omit(ImageSchema, ['nodeId']);
 
+/** Whatever its sender says, a status is small: the writer's batches count on that. */
 function readStatus(nodeId: NodeId, sent: AllocationStatus): NodeStatus {
+  if (!Value.Check(AllocationIdSchema, sent.allocationId)) {
+    throw new CloisterError('request.invalid', 'The agent reported about what is no id of an allocation.');
+  }
   const state = sent.state as AllocationState;
   if (!ALLOCATION_STATES.includes(state) || state === 'pending' || state === 'placed' || state === 'lost') {
     throw new CloisterError('request.invalid', `The agent reported the state "${sent.state.slice(0, 40)}".`);
   }
   const timeline = parseJson(TimelineSchema, sent.timelineJson || '{}', 'the timeline of a status');
   return {
-    allocationId: sent.allocationId as AllocationId,
+    allocationId: sent.allocationId,
     nodeId,
     sequence: sent.sequence,
     state,

@@ -192,3 +192,44 @@ test('nothing is placed on a cordoned node; a removed node may not come back', l
   const refused = agent.heard.slice(from).find((message) => message.message === 'refused');
   assert.ok(refused?.message === 'refused' && refused.refused.code === 'auth.invalid');
 });
+
+test('a status that is not as it should be ends the session of its sender, and no other', limit, async () => {
+  await using cluster = await startTestCluster();
+  const good = await cluster.newAgent('good');
+  const { id } = (await cluster.run({})).allocations[0]!;
+  await cluster.whenAllocation(id, ({ state }) => state === 'running');
+  const bad = await cluster.newAgent('bad');
+  const wrong = [
+    [`alc-${'a'.repeat(1_000_000)}`, {}],
+    [id, { timelineJson: JSON.stringify({ junk: 'x'.repeat(1_000_000) }) }],
+  ] as const;
+  for (const [allocationId, more] of wrong) {
+    await bad.report(allocationId, 'running', more);
+    assert.match((await bad.session!.closed)?.message ?? '', /no id of an allocation|timeline/);
+    await bad.connect();
+  }
+  await good.report(id, 'exited', { exitCode: 0 });
+  await cluster.whenAllocation(id, ({ state }) => state === 'exited');
+});
+
+test('however long the reasons of many statuses at once are, all are stored', limit, async () => {
+  await using cluster = await startTestCluster();
+  const agent = await cluster.newAgent('one', { onAssignment: () => {} });
+  const { job, allocations } = await cluster.run({ count: 300, resources: { cpuMilli: 50 } });
+  await agent.when(() => agent.heard.filter(({ message }) => message === 'assignment').length === 300);
+  const reasonMessage = '\u0001'.repeat(4096); // six bytes each, as JSON
+  const reports = allocations.map(({ id }) =>
+    agent.report(id, 'failed', { reasonCode: 'internal', reasonMessage }),
+  );
+  await Promise.all(reports);
+  const last = allocations.at(-1)!.id;
+  const stored = agent.when(
+    (message) => message.message === 'statusStored' && message.statusStored.allocationId === last,
+  );
+  assert.equal(
+    await Promise.race([agent.session!.closed.then(String), stored.then(() => 'stored')]),
+    'stored',
+  );
+  const { body } = await cluster.call('GET', `/v1/jobs/${job.id}`);
+  for (const { state, reason } of body.allocations) assert.equal(reason.message, reasonMessage, state);
+});

@@ -11,6 +11,8 @@ import type { Cluster } from './settings.ts';
 
 const MAX_WAITING = 4096;
 const MAX_BATCH = 200;
+/** Of statuses as JSON. In a transaction each is there twice at most: in its record, and as what is told of it. */
+const MAX_BATCH_BYTES = 524_288;
 
 /** A status, checked. */
 export interface NodeStatus {
@@ -57,10 +59,12 @@ export class StatusWriter {
   async #run(): Promise<void> {
     for await (const first of this.#waiting) {
       const batch = [first];
-      while (batch.length < MAX_BATCH && this.#waiting.size > 0) {
+      let bytes = sizeOf(first);
+      while (batch.length < MAX_BATCH && bytes < MAX_BATCH_BYTES && this.#waiting.size > 0) {
         const next = await this.#waiting.take();
         if (next.done) break;
         batch.push(next.value);
+        bytes += sizeOf(next.value);
       }
       try {
         const unknown = await this.#store(batch.map(({ status }) => status));
@@ -114,6 +118,8 @@ export class StatusWriter {
     return unknown;
   }
 }
+
+const sizeOf = ({ status }: Waiting): number => Buffer.byteLength(JSON.stringify(status));
 
 /** The record with the status, or undefined when the status says nothing new. */
 export function withStatus(record: AllocationRecord, status: NodeStatus): AllocationRecord | undefined {
