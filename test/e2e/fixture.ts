@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { finish, type Result } from '@cloister/cli/testCli.ts';
 import { buildBusyboxImage, type ImageRecipe } from '@cloister/image/testImage.ts';
 import { TestRegistry } from '@cloister/image/testRegistry.ts';
 import { type LocalCluster, startLocalCluster } from '@cloister/local/cluster.ts';
@@ -10,12 +11,6 @@ import { type Allocation, isEnded } from '@cloister/model/job.ts';
 
 const CLI = join(import.meta.dirname, '../../bin/cloister');
 const CLI_TIMEOUT_MS = 120_000;
-
-export interface Ran {
-  readonly code: number | null;
-  readonly stdout: Buffer;
-  readonly stderr: string;
-}
 
 export type Cli = ChildProcess & {
   readonly stdin: NonNullable<ChildProcess['stdin']>;
@@ -88,10 +83,10 @@ export class EndToEnd implements AsyncDisposable {
   async cli(
     args: readonly string[],
     options: { readonly input?: string | Buffer; readonly env?: Record<string, string> } = {},
-  ): Promise<Ran> {
+  ): Promise<Result> {
     const child = this.spawn(args, options);
     child.stdin.end(options.input);
-    return await finished(child);
+    return await finish(child);
   }
 
   /** As `cli`, for what must succeed: its standard output. */
@@ -140,28 +135,4 @@ export class EndToEnd implements AsyncDisposable {
     await this.registry.stop();
     await rm(this.folder, { recursive: true, force: true });
   }
-}
-
-export async function finished(child: Cli): Promise<Ran> {
-  const stdout: Buffer[] = [];
-  const stderr: Buffer[] = [];
-  child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk));
-  child.stderr.on('data', (chunk: Buffer) => stderr.push(chunk));
-  const code = await new Promise<number | null>((resolve) => child.once('close', resolve));
-  return { code, stdout: Buffer.concat(stdout), stderr: Buffer.concat(stderr).toString() };
-}
-
-/** Resolves when the stream has said this. */
-export async function said(stream: NodeJS.ReadableStream, text: string): Promise<string> {
-  let heard = '';
-  return await new Promise((resolve, reject) => {
-    const listen = (chunk: Buffer): void => {
-      heard += chunk.toString('latin1');
-      if (!heard.includes(text)) return;
-      stream.off('data', listen);
-      resolve(heard);
-    };
-    stream.on('data', listen);
-    stream.once('end', () => reject(new Error(`it ended without saying ${JSON.stringify(text)}: ${heard}`)));
-  });
 }

@@ -4,7 +4,8 @@ import { createHash, randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { after, before, describe, test } from 'node:test';
-import { EndToEnd, finished, said } from './fixture.ts';
+import { finish, untilSaid } from '@cloister/cli/testCli.ts';
+import { EndToEnd } from './fixture.ts';
 
 let e2e: EndToEnd;
 before(async () => {
@@ -102,11 +103,11 @@ describe('cloister run', () => {
 
   test('has a terminal when it is asked for one', async () => {
     const cli = e2e.spawn(['run', '--rm', '-it', ...SMALL, e2e.busybox, 'sh'], { terminal: true });
-    await said(cli.stdout, '# ');
-    const answer = said(cli.stdout, '30 100');
+    await untilSaid(cli.stdout, '# ');
+    const answer = untilSaid(cli.stdout, '30 100');
     cli.stdin.write('stty size\n');
     await answer;
-    const ended = finished(cli);
+    const ended = finish(cli);
     cli.stdin.write('exit 9\n');
     assert.equal((await ended).code, 9);
   });
@@ -114,8 +115,8 @@ describe('cloister run', () => {
   test('passes an interrupt on to the workload', async () => {
     const script = 'trap "echo caught; exit 42" INT; echo up; while :; do sleep 0.1; done';
     const cli = e2e.spawn(['run', '--rm', ...SMALL, e2e.busybox, '--', 'sh', '-c', script]);
-    await said(cli.stdout, 'up');
-    const ended = finished(cli);
+    await untilSaid(cli.stdout, 'up');
+    const ended = finish(cli);
     cli.kill('SIGINT');
     const { code, stdout } = await ended;
     assert.deepEqual([code, stdout.toString()], [42, 'caught\n']);
@@ -164,7 +165,7 @@ test('a job is run, watched, entered, stopped and removed by name', async () => 
     'trap "echo stopping; exit 5" TERM; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done';
   await e2e.ok('run', '-d', '--name', 'clock', ...SMALL, e2e.busybox, '--', 'sh', '-c', script);
   const follower = e2e.spawn(['logs', '-f', 'clock']);
-  await said(follower.stdout, 'tick 3');
+  await untilSaid(follower.stdout, 'tick 3');
   assert.match(await e2e.ok('ps'), /clock/);
   assert.match(JSON.stringify(JSON.parse(await e2e.ok('ps', '--json'))), /"name":"clock"/);
   assert.equal(
@@ -177,13 +178,13 @@ test('a job is run, watched, entered, stopped and removed by name', async () => 
     'through',
   );
   const shell = e2e.spawn(['exec', '-it', 'clock', 'sh'], { terminal: true });
-  await said(shell.stdout, '# ');
-  const ended = finished(shell);
+  await untilSaid(shell.stdout, '# ');
+  const ended = finish(shell);
   shell.stdin.write('tty; exit 3\n');
   const ran = await ended;
   assert.match(ran.stdout.toString(), /\/dev\/pts\/\d/);
   assert.equal(ran.code, 3);
-  const followed = finished(follower);
+  const followed = finish(follower);
   await e2e.ok('stop', 'clock');
   assert.match((await followed).stdout.toString(), /stopping\n$/);
   assert.match(await e2e.ok('logs', 'clock'), /^tick 0\n(.*\n)*stopping\n$/);
