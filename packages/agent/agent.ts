@@ -4,11 +4,11 @@ import { join } from 'node:path';
 import { ContainerdProcess } from '@cloister/image/containerdProcess.ts';
 import { ImageStore } from '@cloister/image/images.ts';
 import { type Clock, systemClock } from '@cloister/kit/clock.ts';
+import { type FolderLock, lockFolder } from '@cloister/kit/folderLock.ts';
 import type { Logger } from '@cloister/kit/log.ts';
 import { connectLink, type LinkSession, runSessions } from '@cloister/link/clientLink.ts';
 import { CloisterError, describeError, ERROR_CODES } from '@cloister/model/errors.ts';
 import type { Sandbox } from '@cloister/sandbox/sandbox.ts';
-import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
 import { Assignments } from './assignments.ts';
 import { capacityOf, factsOf } from './capacity.ts';
 import { readCredentials } from './credentials.ts';
@@ -22,14 +22,10 @@ import { serveStream } from './streams.ts';
 
 const COLLECT_EVERY_MS = 300_000;
 
-/** Of its state folder. Throws `state.wrong` when another agent has it. */
+/** Of its state folder. Throws `folder.locked` when another agent has it. */
 export async function lockStateFolder(stateFolder: string): Promise<FolderLock> {
   await mkdir(stateFolder, { recursive: true, mode: 0o711 });
-  try {
-    return lockFolder(stateFolder);
-  } catch (error) {
-    throw new CloisterError('state.wrong', `Another agent runs with ${stateFolder}.`, { cause: error });
-  }
+  return lockFolder(stateFolder, `Another agent runs with ${stateFolder}.`);
 }
 
 export class Agent {

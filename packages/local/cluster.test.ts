@@ -90,7 +90,7 @@ describe('a local cluster', () => {
     ]);
     assert.equal(first.status, 'fulfilled');
     assert.ok(second.status === 'rejected' && second.reason instanceof CloisterError);
-    assert.equal(second.reason.code, 'state.wrong');
+    assert.equal(second.reason.code, 'folder.locked');
     first.value.close();
   });
 

@@ -7,11 +7,11 @@ import { CloisterClient } from '@cloister/client/client.ts';
 import { findContainerd } from '@cloister/image/containerdProcess.ts';
 import { systemClock } from '@cloister/kit/clock.ts';
 import { readFileIfThere, writeFileDurably } from '@cloister/kit/file.ts';
+import { type FolderLock, lockFolder } from '@cloister/kit/folderLock.ts';
 import { MINIMAL_ENV, run } from '@cloister/kit/program.ts';
 import { poll } from '@cloister/kit/wait.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { cgroupMounts, childCgroups } from '@cloister/sandbox/jailCgroup.ts';
-import { type FolderLock, lockFolder } from '@cloister/store/folderLock.ts';
 import { findLayout, type Layout, makeLayout, type Ports, writeSettings } from './layout.ts';
 import { pushSampleImages } from './sampleImages.ts';
 import { Service } from './service.ts';
@@ -287,11 +287,5 @@ export class LocalCluster {
 
 /** Held while the cluster is started or stopped: two at once would each see half of it. */
 function lockCluster(folder: string): FolderLock {
-  try {
-    return lockFolder(folder);
-  } catch (cause) {
-    throw new CloisterError('state.wrong', `Somebody else is starting or stopping ${folder} right now`, {
-      cause,
-    });
-  }
+  return lockFolder(folder, `Somebody else is starting or stopping ${folder} right now`);
 }

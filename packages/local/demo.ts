@@ -2,8 +2,8 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { CloisterClient } from '@cloister/client/client.ts';
+import { lockFolder } from '@cloister/kit/folderLock.ts';
 import { type Allocation, isEnded } from '@cloister/model/job.ts';
-import { lockFolder } from '@cloister/store/folderLock.ts';
 import { findLocalCluster, type LocalCluster, startLocalCluster } from './cluster.ts';
 import { drawComparison, drawTimeline, startMs } from './drawing.ts';
 import { lookInside, lookOutside, timeUntilGone } from './look.ts';
@@ -15,7 +15,7 @@ const RESOURCES = { cpuMilli: 1000, memoryMiB: 128, diskMiB: 64 };
 
 async function main(signal: AbortSignal): Promise<void> {
   await mkdir(DEMO_FOLDER, { recursive: true });
-  const lock = lockFolder(DEMO_FOLDER); // two would end each other's cluster
+  const lock = lockFolder(DEMO_FOLDER, 'Another demo runs'); // two would end each other's cluster
   const steps = new Steps();
   try {
     const before = await findLocalCluster(DEMO_CLUSTER_FOLDER);

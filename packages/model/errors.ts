@@ -19,14 +19,14 @@ export const ERROR_CODES = {
     hint: 'Wait for running work to end, remove what is not needed, or ask for a higher limit.',
   },
   'state.wrong': { status: 409, hint: 'Check the state of the object with "cloister inspect".' },
+  'folder.locked': {
+    status: 409,
+    hint: 'Stop the other process that uses this folder, or choose another folder.',
+  },
   unavailable: { status: 503, hint: 'Try again in a moment.' },
   internal: { status: 500, hint: 'This is a defect of Cloister. Report it with the time of the request.' },
   // the store
   'store.compacted': { status: 410, hint: 'Read the current state again, then watch from its revision.' },
-  'store.locked': {
-    status: 409,
-    hint: 'Stop the other process that uses this folder, or choose another folder.',
-  },
   // nodes and joining
   'join.token-invalid': { status: 401, hint: 'Create a new join token with "cloister node token".' },
   'join.token-expired': { status: 401, hint: 'Create a new join token with "cloister node token".' },

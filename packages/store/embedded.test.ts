@@ -30,7 +30,7 @@ async function makeFolder(t: TestContext): Promise<string> {
 test('a folder that is open is refused until it is closed', async (t) => {
   const folder = await makeFolder(t);
   const store = await openEmbeddedStore({ folder });
-  await assert.rejects(openEmbeddedStore({ folder }), { code: 'store.locked' });
+  await assert.rejects(openEmbeddedStore({ folder }), { code: 'folder.locked' });
   await store.txn({ then: [put('a', '1')] });
   await store.close();
   const again = await openEmbeddedStore({ folder });

@@ -5,10 +5,10 @@
 // callback runs on this thread, because a compare must see the writes before it; the commit and its sync, which
 // are what takes long, run on LMDB's own thread.
 import { type Clock, systemClock } from '@cloister/kit/clock.ts';
+import { type FolderLock, lockFolder } from '@cloister/kit/folderLock.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { applyTxn, createLease, endLease, type Retention, trimHistory } from './apply.ts';
 import { checkKey, checkPrefix, checkRevision, checkTtl, checkTxn, spanOf } from './bounds.ts';
-import { type FolderLock, lockFolder } from './folderLock.ts';
 import { GroupCommit } from './groupCommit.ts';
 import { Leases, MAX_LEASES } from './leases.ts';
 import {
@@ -49,10 +49,10 @@ export interface EmbeddedOptions {
   readonly historyBytes?: number;
 }
 
-/** Opens, or makes, the store in a folder. Throws `store.locked` when it is open elsewhere. */
+/** Opens, or makes, the store in a folder. Throws `folder.locked` when it is open elsewhere. */
 export async function openEmbeddedStore(options: EmbeddedOptions): Promise<Store> {
   await makeFolder(options.folder);
-  const lock = lockFolder(options.folder);
+  const lock = lockFolder(options.folder, `The store in ${options.folder} is open already.`);
   try {
     return new EmbeddedStore(await openTables(options.folder), lock, options);
   } catch (error) {
