@@ -186,6 +186,8 @@ export interface AgentOptions {
   readonly clockSkewMs?: number;
   /** What it does with a new assignment. Default: reports that it runs. */
   readonly onAssignment?: (agent: TestAgent, assignment: Assignment) => void;
+  /** Before it opens a bulk stream that it was asked for. */
+  readonly beforeStream?: () => Promise<void>;
   /** Serves a bulk stream. Default: ends it at once. */
   readonly onStream?: (frames: Frames, asked: OpenStream, agent: TestAgent) => Promise<void>;
 }
@@ -281,6 +283,7 @@ export class TestAgent {
 
   async #serve(session: LinkSession, asked: OpenStream): Promise<void> {
     try {
+      await this.options.beforeStream?.();
       const frames = await session.openStream(asked.streamId);
       await this.options.onStream?.(frames, asked, this);
       frames.end();

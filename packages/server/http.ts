@@ -207,7 +207,8 @@ async function sendStream(
     reply.raw.once('close', () => body.destroy());
     reply.raw.once('close', leave);
     reply.type('application/x-ndjson');
-    reply.raw.flushHeaders?.();
+    // At once, so that a client knows that it was let in, whenever the first line comes; but with all headers.
+    reply.raw.once('pipe', () => reply.raw.flushHeaders());
     return await reply.send(body);
   } catch (error) {
     leave();

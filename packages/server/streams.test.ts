@@ -1,9 +1,12 @@
 // Bulk: attach, exec, logs, pulls, with a real client at one end and the real link at the other.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import type { ClientRequest } from 'node:http';
+import { request } from 'node:https';
 import { test } from 'node:test';
 import { CHANNEL } from '@cloister/model/stream.ts';
 import type { WebSocket } from 'ws';
-import { type AgentOptions, startTestCluster } from './harness.ts';
+import { type AgentOptions, startTestCluster, type TestCluster } from './harness.ts';
 import type { Frames } from './sessions.ts';
 
 const limit = { timeout: 60_000 };
@@ -252,6 +255,58 @@ test('logs and pulls are NDJSON', limit, async () => {
     "others' images are not listed",
   );
 });
+
+test('logs that nobody waits for any more when the node opens their stream are ended', limit, async () => {
+  await using cluster = await startTestCluster({ maxStreamsPerTenant: 1, heartbeatIntervalMs: 60_000 });
+  const asked = Promise.withResolvers<void>();
+  const open = Promise.withResolvers<void>();
+  const ended = Promise.withResolvers<void>();
+  await cluster.newAgent('one', {
+    beforeStream: async () => {
+      asked.resolve();
+      await open.promise;
+    },
+    onStream: async (frames) => {
+      await frames.closed;
+      ended.resolve();
+    },
+  });
+  const { id } = (await cluster.run({})).allocations[0]!;
+  await cluster.whenAllocation(id, ({ state }) => state === 'running');
+  const client = get(cluster, `/v1/allocations/${id}/logs?follow=true`);
+  client.on('error', () => {}); // it leaves before the answer is over
+  await asked.promise;
+  client.destroy();
+  for (let left = false; !left; ) {
+    const [response] = await once(get(cluster, '/v1/events'), 'response');
+    response.resume();
+    left = response.statusCode === 200; // there is room for a stream again: the server noticed
+  }
+  open.resolve();
+  await ended.promise;
+});
+
+test('a stream has the headers of every reply, before its first line', limit, async () => {
+  await using cluster = await startTestCluster();
+  const client = get(cluster, '/v1/events?follow=true&after=1000000');
+  const [{ statusCode, headers }] = await once(client, 'response');
+  client.destroy();
+  assert.equal(statusCode, 200);
+  const { 'content-type': type, 'x-content-type-options': sniffing, 'cache-control': caching } = headers;
+  assert.deepEqual([type, sniffing, caching], ['application/x-ndjson', 'nosniff', 'no-store']);
+  assert.match(headers['strict-transport-security'], /^max-age=/);
+});
+
+function get(cluster: TestCluster, path: string): ClientRequest {
+  const headers = { authorization: `Bearer ${cluster.operator}` };
+  const sent = request(`https://${cluster.server.apiAddress}${path}`, {
+    ca: cluster.caPem,
+    agent: false,
+    headers,
+  });
+  sent.end();
+  return sent;
+}
 
 /** The value once it has not changed for 20 turns of 10 ms: there is no event for "stuck". */
 async function whenStill(read: () => number): Promise<number> {

@@ -82,6 +82,7 @@ async function* readLogs(
   const frames = await parts.sessions.openStream(record.nodeId, { purpose: 'logs', logs });
   const stop = (): void => frames.cancel();
   signal.addEventListener('abort', stop);
+  if (signal.aborted) stop();
   try {
     for await (const frame of frames) {
       if (frame.frame !== 'output') continue;
