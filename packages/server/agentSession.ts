@@ -129,7 +129,7 @@ export class AgentSession {
     }
     const keep = isEnded(record.state);
     // A second stop may only have another grace.
-    const news = keep ? 'ended' : job.desired;
+    const news = keep ? 'ended' : `${job.desired}/${job.stopGraceMs}`;
     const told = this.#told.get(id);
     this.#told.set(id, news);
     // That it ended is known from the agent itself, unless this is the first that it hears of it.
