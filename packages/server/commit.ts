@@ -6,7 +6,7 @@ import { CloisterError } from '@cloister/model/errors.ts';
 import type { Compare, Op, Store } from '@cloister/store/store.ts';
 import type { Follower } from './follow.ts';
 import { keys } from './keys.ts';
-import type { EventRecord } from './records.ts';
+import type { EventOwner, EventRecord } from './records.ts';
 import type { ClusterState } from './state.ts';
 
 /** Attempts of one change before its caller is told that there is a conflict. */
@@ -72,8 +72,7 @@ export class Committer {
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       const change = new Change(this.#clock.now());
       if (!build(this.#follower.state, change)) return false;
-      const then = [...change.ops];
-      if (change.events.length > 0) then.push(this.#eventOp(change));
+      const then = [...change.ops, ...this.#eventOps(change)];
       const result = await this.#store.txn({ compare: change.compare, then });
       await this.#follower.reach(result.revision);
       if (result.succeeded) return true;
@@ -84,9 +83,13 @@ export class Committer {
     );
   }
 
-  #eventOp(change: Change): Op {
-    this.#sequence += 1;
-    const sequence = `${String(this.#sequence).padStart(10, '0')}-${this.#instance}`;
-    return { type: 'put', key: keys.events(change.nowMs, sequence), value: JSON.stringify(change.events) };
+  /** One key for each owner, so that each log is trimmed by itself. */
+  #eventOps(change: Change): Op[] {
+    const byOwner = Map.groupBy(change.events, ({ tenantId }): EventOwner => tenantId ?? 'cluster');
+    return [...byOwner].map(([owner, events]) => {
+      this.#sequence += 1;
+      const sequence = `${String(this.#sequence).padStart(10, '0')}-${this.#instance}`;
+      return { type: 'put', key: keys.events(owner, change.nowMs, sequence), value: JSON.stringify(events) };
+    });
   }
 }

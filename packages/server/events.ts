@@ -3,10 +3,10 @@
 import type { Event } from '@cloister/model/event.ts';
 import type { TenantId } from '@cloister/model/ids.ts';
 import type { TokenScope } from '@cloister/model/tenant.ts';
-import type { EventRecord } from './records.ts';
+import type { EventOwner, EventRecord } from './records.ts';
 import type { Cluster } from './settings.ts';
 
-/** Events behind which a reader may fall before its stream is ended; it can go on with "after". */
+/** New events behind which a reader may fall before its stream is ended; it can go on with "after". */
 const MAX_BEHIND = 10_000;
 const TRIM_BATCH = 400;
 const REFUSALS_PER_MINUTE = 60;
@@ -23,28 +23,36 @@ export async function* readEvents(
   options: { after: number; follow: boolean; signal: AbortSignal },
 ): AsyncGenerator<Event> {
   const { follower } = cluster;
-  const queue: Event[] = [];
+  const owners: EventOwner[] = reader.scope === 'operator' ? [reader.tenantId, 'cluster'] : [reader.tenantId];
+  // What is there and what comes: both taken before anything is awaited, so nothing falls in between.
+  const kept = owners
+    .flatMap((owner) => [...(follower.state.eventLogs.get(owner)?.entries.values() ?? [])])
+    .filter(({ revision }) => revision > options.after)
+    .sort((a, b) => a.revision - b.revision);
+  const coming: Event[] = [];
   let wake: () => void = () => {};
   let behind = false;
-  const take = (revision: number, event: EventRecord): void => {
-    if (revision <= options.after || !maySee(reader, event)) return;
-    behind ||= queue.length >= MAX_BEHIND;
-    if (!behind) queue.push(toEvent(revision, event));
-  };
-  // What is there and what comes: both taken before anything is awaited, so nothing falls in between.
-  for (const { revision, events } of follower.state.eventLog.values())
-    for (const event of events) take(revision, event);
   const stopListening = follower.listen((change) => {
-    for (const { revision, event } of change.events) take(revision, event);
+    for (const { revision, event } of change.events) {
+      if (revision <= options.after || !owners.includes(event.tenantId ?? 'cluster')) continue;
+      behind ||= coming.length >= MAX_BEHIND;
+      if (!behind) coming.push(toEvent(revision, event));
+    }
     if (change.events.length > 0) wake();
   });
   const abort = (): void => wake();
   options.signal.addEventListener('abort', abort);
   try {
-    while (!options.signal.aborted) {
-      const event = queue.shift();
+    for (const { revision, events } of kept) {
+      for (const event of events) {
+        if (options.signal.aborted) return;
+        yield toEvent(revision, event);
+      }
+    }
+    while (options.follow && !options.signal.aborted) {
+      const event = coming.shift();
       if (event) yield event;
-      else if (!options.follow || behind) return;
+      else if (behind) return;
       else await new Promise<void>((resolve) => (wake = resolve));
     }
   } finally {
@@ -53,17 +61,24 @@ export async function* readEvents(
   }
 }
 
-/** Deletes the oldest events above the bound. Called by the reconciler, with some slack so that it is seldom. */
-export async function trimEvents(cluster: Cluster): Promise<void> {
-  const { settings, committer } = cluster;
-  const slack = Math.ceil(settings.keepEvents / 10);
-  if (countEvents(cluster) <= settings.keepEvents + slack) return;
+/**
+ * Deletes each owner's oldest events above the bound, so that none pushes out another's. Called by the reconciler,
+ * with some slack so that it is seldom.
+ */
+export async function trimEvents({ settings, committer, follower }: Cluster): Promise<void> {
+  const { keepEvents } = settings;
+  const slack = Math.ceil(keepEvents / 10);
+  const tooLong = [...follower.state.eventLogs].filter(([, { count }]) => count > keepEvents + slack);
+  if (tooLong.length === 0) return;
   await committer.commit((state, change) => {
-    let surplus = countEvents(cluster) - settings.keepEvents;
-    for (const [key, { revision, events }] of state.eventLog) {
-      if (surplus < events.length || change.ops.length >= TRIM_BATCH) break;
-      change.delete(key, revision);
-      surplus -= events.length;
+    for (const [owner] of tooLong) {
+      const log = state.eventLogs.get(owner);
+      let surplus = (log?.count ?? 0) - keepEvents;
+      for (const [key, { revision, events }] of log?.entries ?? []) {
+        if (surplus < events.length || change.ops.length >= TRIM_BATCH) break;
+        change.delete(key, revision);
+        surplus -= events.length;
+      }
     }
     return change.ops.length > 0;
   });
@@ -92,16 +107,6 @@ export class Refusals {
       return true;
     });
   }
-}
-
-function countEvents({ follower }: Cluster): number {
-  let count = 0;
-  for (const { events } of follower.state.eventLog.values()) count += events.length;
-  return count;
-}
-
-function maySee(reader: EventReader, { tenantId }: EventRecord): boolean {
-  return tenantId === undefined ? reader.scope === 'operator' : tenantId === reader.tenantId;
 }
 
 function toEvent(revision: number, { tenantId: _tenantId, ...event }: EventRecord): Event {

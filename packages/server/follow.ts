@@ -114,7 +114,8 @@ export class Follower {
       if (!page.more || !last) break;
       start = `${last.key}!`; // the first key after it: "!" is the least character that a key may have
     }
-    state.eventLog = new Map([...state.eventLog].sort(([, a], [, b]) => a.revision - b.revision));
+    for (const log of state.eventLogs.values())
+      log.entries = new Map([...log.entries].sort(([, a], [, b]) => a.revision - b.revision));
     state.revision = firstRevision;
     this.#state = state;
     this.#announce({ ...change, revision: firstRevision, events: [] });

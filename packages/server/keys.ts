@@ -11,8 +11,9 @@
 //   nodes/NODE                     NodeRecord: what changes seldom. Health and heartbeats are in memory only
 //   node-names/NAME                the node's id: holds the name
 //   node-work/NODE                 put by each placement on the node, so that two placers cannot both succeed
-//   events/TIME-SEQUENCE           EventRecord[]: what one transaction tells, written with it
+//   events/OWNER/TIME-SEQUENCE     EventRecord[]: what one transaction tells a tenant, or ("cluster") operators
 import type { AllocationId, JobId, NodeId, TenantId, TokenId } from '@cloister/model/ids.ts';
+import type { EventOwner } from './records.ts';
 
 export const keys = {
   tenant: (id: TenantId) => `tenants/${id}`,
@@ -26,7 +27,8 @@ export const keys = {
   node: (id: NodeId) => `nodes/${id}`,
   nodeName: (name: string) => `node-names/${name}`,
   nodeWork: (id: NodeId) => `node-work/${id}`,
-  events: (atMs: number, sequence: string) => `events/${String(atMs).padStart(15, '0')}-${sequence}`,
+  events: (owner: EventOwner, atMs: number, sequence: string) =>
+    `events/${owner}/${String(atMs).padStart(15, '0')}-${sequence}`,
 };
 
 /** The kind and the id of a key, or undefined when it is none of ours. */

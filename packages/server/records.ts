@@ -55,6 +55,9 @@ export interface EventRecord {
   readonly tenantId?: TenantId;
 }
 
+/** Whose log an event is in: a tenant's, or the one that operators see. */
+export type EventOwner = TenantId | 'cluster';
+
 export function viewJob({ record, modRevision }: Held<JobRecord>): Job {
   const { desired: _desired, stopGraceMs: _grace, removing: _removing, ...job } = record;
   return { ...job, version: modRevision };

@@ -71,7 +71,7 @@ export const SettingsSchema = Type.Object(
       minimum: 10,
       maximum: 1_000_000,
       default: 10_000,
-      description: 'The newest this many.',
+      description: "The newest this many of each tenant's, and of the cluster's own.",
     }),
   },
   closed,

@@ -7,6 +7,7 @@ import { chargeOf } from '@cloister/scheduler/snapshot.ts';
 import { parseKey } from './keys.ts';
 import type {
   AllocationRecord,
+  EventOwner,
   EventRecord,
   Held,
   JobRecord,
@@ -26,10 +27,11 @@ export interface StateChange {
   readonly events: { readonly revision: number; readonly event: EventRecord }[];
 }
 
-/** The events of one transaction. */
-export interface EventEntry {
-  readonly revision: number;
-  readonly events: readonly EventRecord[];
+/** What is kept of one owner's events. */
+export interface EventLog {
+  /** Of one transaction each, by their keys, oldest first. */
+  entries: Map<string, { readonly revision: number; readonly events: readonly EventRecord[] }>;
+  count: number;
 }
 
 export class ClusterState {
@@ -50,8 +52,7 @@ export class ClusterState {
   readonly nodeIdByName = new Map<string, NodeId>();
   /** The revision of the newest placement on each node; 0 for none. */
   readonly nodeWork = new Map<NodeId, number>();
-  /** By their keys, oldest first. */
-  eventLog = new Map<string, EventEntry>();
+  readonly eventLogs = new Map<EventOwner, EventLog>();
   readonly #used = new Map<NodeId, Node['used']>();
 
   jobByName(tenantId: TenantId, name: string): Held<JobRecord> | undefined {
@@ -166,11 +167,18 @@ export class ClusterState {
   }
 
   #applyEvents(key: string, held: Held<EventRecord[]> | undefined, change: StateChange): void {
-    this.eventLog.delete(key);
-    if (!held) return;
-    const revision = held.modRevision;
-    this.eventLog.set(key, { revision, events: held.record });
-    for (const event of held.record) change.events.push({ revision, event });
+    const owner = key.split('/')[1] as EventOwner;
+    const log = this.eventLogs.get(owner) ?? { entries: new Map(), count: 0 };
+    log.count -= log.entries.get(key)?.events.length ?? 0;
+    log.entries.delete(key);
+    if (held) {
+      const { record: events, modRevision: revision } = held;
+      log.entries.set(key, { revision, events });
+      log.count += events.length;
+      for (const event of events) change.events.push({ revision, event });
+    }
+    if (log.entries.size > 0) this.eventLogs.set(owner, log);
+    else this.eventLogs.delete(owner);
   }
 
   #collect(ids: ReadonlySet<AllocationId> | undefined): Held<AllocationRecord>[] {
