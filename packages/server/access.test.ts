@@ -192,7 +192,27 @@ test('a tenant has as many jobs and streams as it may, and no more', limit, asyn
   const stream = cluster.lines('/v1/events?follow=true');
   await stream.next();
   assert.equal((await cluster.call('GET', '/v1/events')).body.code, 'limit.exceeded');
+  const { allocations } = (await cluster.call('GET', '/v1/allocations')).body;
+  const poll = await cluster.call('GET', `/v1/allocations/${allocations[0].id}?waitVersion=1000000`);
+  assert.equal(poll.body.code, 'limit.exceeded', 'a long poll is as good as a stream');
   await stream.return(undefined);
+});
+
+test('quotas are sums: of specifications and of allocations, and the refusal says which', limit, async () => {
+  await using cluster = await startTestCluster({ maxJobBytesPerTenant: 20_000, maxAllocationsPerTenant: 5 });
+  const refused = async (spec: Record<string, unknown>): Promise<string> => {
+    const { status, body } = await cluster.call('POST', '/v1/jobs', { image: 'a', ...spec });
+    assert.equal(`${status} ${body.code}`, '429 limit.exceeded');
+    return body.detail;
+  };
+  const large = { command: ['x'.repeat(12_000)] };
+  await cluster.run({ name: 'large', ...large });
+  assert.match(await refused(large), /of 20000 bytes of specifications, 12\d\d\d are used/);
+  await cluster.run({ name: 'many', count: 4 });
+  assert.match(await refused({}), /of 5 allocations, ended ones included, 5 are used, and it needs 1/);
+  for (const name of ['large', 'many']) await cluster.call('DELETE', `/v1/jobs/${name}?force=true`);
+  await cluster.run({ count: 5, ...large }, await cluster.newTenant('other'));
+  await cluster.run({ count: 5, ...large });
 });
 
 test('the OpenAPI document lists every route, with its parameters and schemas', limit, async () => {

@@ -6,7 +6,7 @@ import type { Change } from './commit.ts';
 import { keys } from './keys.ts';
 import { randomName } from './names.ts';
 import type { AllocationRecord, Held, JobRecord } from './records.ts';
-import type { Cluster } from './settings.ts';
+import type { Cluster, Settings } from './settings.ts';
 import type { ClusterState } from './state.ts';
 
 const NAME_ATTEMPTS = 5;
@@ -57,12 +57,7 @@ async function createNamedJob(
     newAllocation(record, index, 0, createdAt),
   );
   await committer.commit((state, change) => {
-    if ((state.jobIdsByTenant.get(tenantId)?.size ?? 0) >= settings.maxJobsPerTenant) {
-      throw new CloisterError(
-        'limit.exceeded',
-        `Could not make the job: ${settings.maxJobsPerTenant} are there already.`,
-      );
-    }
+    checkQuota(settings, state, record);
     if (state.jobByName(tenantId, name)) throw nameTaken(name);
     change.put(keys.jobName(tenantId, name), id, 0);
     change.put(keys.job(id), record, 0);
@@ -77,6 +72,23 @@ async function createNamedJob(
     return true;
   });
   return id;
+}
+
+/** By the state of a moment ago: those who are made at the same time may go beyond it, by as many as they are. */
+function checkQuota(settings: Settings, state: ClusterState, { tenantId, spec }: JobRecord): void {
+  const { jobs, jobBytes, allocations } = state.quotaUseOf(tenantId);
+  const rows = [
+    ['jobs', jobs, 1, settings.maxJobsPerTenant],
+    ['bytes of specifications', jobBytes, JSON.stringify(spec).length, settings.maxJobBytesPerTenant],
+    ['allocations, ended ones included', allocations, spec.count, settings.maxAllocationsPerTenant],
+  ] as const;
+  for (const [what, used, more, most] of rows) {
+    if (used + more <= most) continue;
+    throw new CloisterError(
+      'limit.exceeded',
+      `Could not make the job: of ${most} ${what}, ${used} are used, and it needs ${more}.`,
+    );
+  }
 }
 
 export function newAllocation(

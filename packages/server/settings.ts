@@ -62,10 +62,20 @@ export const SettingsSchema = Type.Object(
         'Before an ended instance of a service is started again; doubles with each attempt, up to 5 minutes.',
     }),
     maxJobsPerTenant: Type.Integer({ minimum: 1, default: 10_000 }),
+    maxJobBytesPerTenant: Type.Integer({
+      minimum: 1,
+      default: 67_108_864,
+      description: 'All specifications of its jobs together, as JSON.',
+    }),
+    maxAllocationsPerTenant: Type.Integer({
+      minimum: 1,
+      default: 20_000,
+      description: 'Those that ended count until their job is removed: all are in memory.',
+    }),
     maxStreamsPerTenant: Type.Integer({
       minimum: 1,
       default: 256,
-      description: 'Attaches, execs, logs, pulls and event streams at once.',
+      description: 'Attaches, execs, logs, pulls, event streams and long polls at once.',
     }),
     keepEvents: Type.Integer({
       minimum: 10,

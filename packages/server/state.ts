@@ -4,6 +4,7 @@ import type { AllocationId, JobId, NodeId, TenantId, TokenId } from '@cloister/m
 import { isEnded } from '@cloister/model/job.ts';
 import type { Node } from '@cloister/model/node.ts';
 import { chargeOf } from '@cloister/scheduler/snapshot.ts';
+import { addToCount } from './counts.ts';
 import { parseKey } from './keys.ts';
 import type {
   AllocationRecord,
@@ -53,11 +54,22 @@ export class ClusterState {
   /** The revision of the newest placement on each node; 0 for none. */
   readonly nodeWork = new Map<NodeId, number>();
   readonly eventLogs = new Map<EventOwner, EventLog>();
+  /** What counts against the quotas of a tenant; its jobs are counted above. */
+  readonly #jobBytes = new Map<TenantId, number>();
+  readonly #allocationCounts = new Map<TenantId, number>();
   readonly #used = new Map<NodeId, Node['used']>();
 
   jobByName(tenantId: TenantId, name: string): Held<JobRecord> | undefined {
     const id = this.#jobIdByName.get(`${tenantId}/${name}`);
     return id && this.jobs.get(id);
+  }
+
+  quotaUseOf(tenantId: TenantId): { jobs: number; jobBytes: number; allocations: number } {
+    return {
+      jobs: this.jobIdsByTenant.get(tenantId)?.size ?? 0,
+      jobBytes: this.#jobBytes.get(tenantId) ?? 0,
+      allocations: this.#allocationCounts.get(tenantId) ?? 0,
+    };
   }
 
   /** In no order. */
@@ -136,6 +148,7 @@ export class ClusterState {
     const job = held ?? old;
     if (!job) return;
     const { tenantId, name } = job.record;
+    addToCount(this.#jobBytes, tenantId, specBytesOf(held) - specBytesOf(old));
     if (held) {
       addTo(this.jobIdsByTenant, tenantId, id);
       this.#jobIdByName.set(`${tenantId}/${name}`, id);
@@ -157,6 +170,7 @@ export class ClusterState {
     this.pending.delete(id);
     const record = held?.record ?? old?.record;
     if (!record) return;
+    addToCount(this.#allocationCounts, record.tenantId, (held ? 1 : 0) - (old ? 1 : 0));
     if (held) {
       addTo(this.#allocationsByJob, record.jobId, id);
       if (record.nodeId) addTo(this.#allocationsByNode, record.nodeId, id);
@@ -195,6 +209,9 @@ function setOrDelete<Key, Value>(map: Map<Key, Value>, key: Key, value: Value | 
   if (value === undefined) map.delete(key);
   else map.set(key, value);
 }
+
+const specBytesOf = (held: Held<JobRecord> | undefined): number =>
+  held ? JSON.stringify(held.record.spec).length : 0;
 
 function addTo<Key, Item>(map: Map<Key, Set<Item>>, key: Key, item: Item): void {
   const set = map.get(key);

@@ -1,6 +1,7 @@
 // How many long-lived streams are open, by tenant (bounded) and by job (so that a job is not removed under its reader).
 import { CloisterError } from '@cloister/model/errors.ts';
 import type { JobId, TenantId } from '@cloister/model/ids.ts';
+import { addToCount } from './counts.ts';
 
 export class StreamCounts {
   readonly #maxPerTenant: number;
@@ -25,29 +26,23 @@ export class StreamCounts {
     if ((this.#byTenant.get(tenantId) ?? 0) < this.#maxPerTenant) return;
     throw new CloisterError(
       'limit.exceeded',
-      `Could not open the stream: ${this.#maxPerTenant} are open already.`,
+      `Could not open the stream: ${this.#maxPerTenant} streams and long polls are open already.`,
     );
   }
 
   /** Returns how to leave, which may be called more than once. Throws `limit.exceeded`. */
   enter(tenantId: TenantId, jobId?: JobId): () => void {
     this.requireRoom(tenantId);
-    add(this.#byTenant, tenantId, 1);
-    if (jobId) add(this.#byJob, jobId, 1);
+    addToCount(this.#byTenant, tenantId, 1);
+    if (jobId) addToCount(this.#byJob, jobId, 1);
     let inside = true;
     return () => {
       if (!inside) return;
       inside = false;
-      add(this.#byTenant, tenantId, -1);
+      addToCount(this.#byTenant, tenantId, -1);
       if (!jobId) return;
-      add(this.#byJob, jobId, -1);
+      addToCount(this.#byJob, jobId, -1);
       this.#onLeave(jobId);
     };
   }
-}
-
-function add<Key>(map: Map<Key, number>, key: Key, by: number): void {
-  const count = (map.get(key) ?? 0) + by;
-  if (count > 0) map.set(key, count);
-  else map.delete(key);
 }

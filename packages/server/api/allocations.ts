@@ -31,11 +31,16 @@ export function allocationHandlers(parts: Parts): Handlers<Names> {
           const now = cluster.follower.state.allocations.get(id);
           return !now || showAllocation(parts, now).version > waitVersion ? true : undefined;
         };
-        await cluster.follower.until(isNewer, {
-          concerns: (change) => change.allocations.has(id) || change.jobs.has(jobId),
-          timeoutMs: LONG_POLL_MS,
-          signal,
-        });
+        const leave = streams.enter(caller.tenant.id);
+        try {
+          await cluster.follower.until(isNewer, {
+            concerns: (change) => change.allocations.has(id) || change.jobs.has(jobId),
+            timeoutMs: LONG_POLL_MS,
+            signal,
+          });
+        } finally {
+          leave();
+        }
       }
       return showAllocation(parts, findAllocation(parts, caller, id));
     },
