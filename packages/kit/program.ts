@@ -38,6 +38,9 @@ export class ProgramError extends Error {
   }
 }
 
+/** For what was written before the program ended. Then its pipes are let go, whoever of its children still has them. */
+const PIPES_GRACE_MS = 1_000;
+
 class Tail {
   #chunks: Buffer[] = [];
   #bytes = 0;
@@ -93,7 +96,17 @@ export async function runUnchecked(
     exitCode,
   });
   child.once('error', (error) => reject(new ProgramError(command, 'could not be run', result(null), error)));
+  let letGo: NodeJS.Timeout | undefined;
+  child.once('exit', () => {
+    const destroyPipes = (): void => {
+      child.stdout?.destroy();
+      child.stderr?.destroy();
+    };
+    // Not in the timer itself: should we have been too busy to read, what is in the pipes is read first.
+    letGo = setTimeout(() => setImmediate(destroyPipes), PIPES_GRACE_MS);
+  });
   child.once('close', (exitCode) => {
+    clearTimeout(letGo);
     if (exitCode === null && performance.now() - startedAt >= options.timeoutMs) {
       reject(new ProgramError(command, `was killed after ${options.timeoutMs} ms`, result(null)));
     } else {
