@@ -7,7 +7,7 @@ import { newTenantId } from '@cloister/model/ids.ts';
 import { addToken } from './auth.ts';
 import { Change } from './commit.ts';
 import { keys } from './keys.ts';
-import type { TenantRecord } from './records.ts';
+import type { Held, TenantRecord, TokenRecord } from './records.ts';
 import type { Cluster } from './settings.ts';
 
 const DEFAULT_TENANT = 'default';
@@ -29,10 +29,12 @@ export async function openAuthority(dataDir: string): Promise<KeyAndCertificate>
   return made;
 }
 
-/** Makes the tenant "default" and an operator's token of it, when there is no operator's token yet. */
+/** Makes the tenant "default", and an operator's token of it when there is none that still opens anything. */
 export async function ensureOperator(cluster: Cluster): Promise<void> {
   const { committer, follower, settings, clock, logger } = cluster;
-  if ([...follower.state.tokens.values()].some(({ record }) => record.scope === 'operator')) return;
+  const isOperators = ({ record: { scope, expiresAt } }: Held<TokenRecord>): boolean =>
+    scope === 'operator' && (expiresAt === undefined || expiresAt > clock.now());
+  if ([...follower.state.tokens.values()].some(isOperators)) return;
   const file = settings.operatorTokenFile ?? join(settings.dataDir, 'operator.token');
   const known = follower.state.tenantIdByName.get(DEFAULT_TENANT);
   const tenantId = known ?? newTenantId();

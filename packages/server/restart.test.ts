@@ -108,3 +108,20 @@ test(
     }
   },
 );
+
+test('who has only expired tokens of an operator finds a new one after a restart', limit, async () => {
+  const dataDir = await mkdtemp(join(tmpdir(), 'cloister-operator-'));
+  try {
+    const { cluster } = await start(dataDir);
+    const tokens = '/v1/tenants/default/tokens';
+    const { id } = (await cluster.call('GET', tokens)).body.tokens[0];
+    const { secret } = (await cluster.call('POST', tokens, { scope: 'operator', ttlMs: 1000 })).body;
+    assert.equal((await cluster.call('DELETE', `/v1/tokens/${id}`)).status, 204);
+    while ((await cluster.call('GET', '/v1/whoami', undefined, secret)).status === 200); // for a second, by wall clock
+    await cluster[Symbol.asyncDispose]();
+    await using again = (await start(dataDir)).cluster;
+    assert.equal((await again.call('GET', '/v1/whoami')).body.scope, 'operator');
+  } finally {
+    await rm(dataDir, { recursive: true, force: true });
+  }
+});
