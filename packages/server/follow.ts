@@ -3,7 +3,7 @@
 import type { Clock } from '@cloister/kit/clock.ts';
 import type { Logger } from '@cloister/kit/log.ts';
 import { CloisterError, describeError } from '@cloister/model/errors.ts';
-import { CompactedError, type Store } from '@cloister/store/store.ts';
+import { CompactedError, type Store, type WatchBatch } from '@cloister/store/store.ts';
 import { ClusterState, type StateChange } from './state.ts';
 
 const REVISION_TIMEOUT_MS = 10_000;
@@ -100,26 +100,46 @@ export class Follower {
     for (const waiter of this.#revisionWaiters.splice(0)) waiter.reject(closing);
   }
 
-  /** Reads all pages into a new state. Returns the revision to watch from. */
+  /** Reads all pages, and what changed meanwhile, into a new state, and announces how it differs. Returns its revision. */
   async #load(): Promise<number> {
+    const old = this.#state;
     const state = new ClusterState();
     const change = state.newChange(0);
     let firstRevision: number | undefined;
+    let lastRevision = 0;
     for (let start = ''; ; ) {
       const page = await this.#store.range({ start, end: '~' });
       firstRevision ??= page.revision;
+      lastRevision = page.revision;
       const byRevision = [...page.items].sort((a, b) => a.modRevision - b.modRevision);
       for (const item of byRevision) state.apply(item.key, item.value, item.modRevision, change);
       const last = page.items.at(-1);
       if (!page.more || !last) break;
       start = `${last.key}!`; // the first key after it: "!" is the least character that a key may have
     }
+    // The pages are of different moments: what others see begins when all are of the last one.
+    if (lastRevision > firstRevision) await this.#catchUp(state, change, firstRevision + 1, lastRevision);
     for (const log of state.eventLogs.values())
       log.entries = new Map([...log.entries].sort(([, a], [, b]) => a.revision - b.revision));
-    state.revision = firstRevision;
+    state.revision = lastRevision;
+    for (const id of old.jobs.keys()) if (!state.jobs.has(id)) change.jobs.add(id);
+    for (const [id, { record }] of old.allocations)
+      if (!state.allocations.has(id)) change.allocations.set(id, record);
+    for (const id of old.nodes.keys()) if (!state.nodes.has(id)) change.nodes.add(id);
+    const events = change.events
+      .filter(({ revision }) => revision > old.revision)
+      .sort((a, b) => a.revision - b.revision);
     this.#state = state;
-    this.#announce({ ...change, revision: firstRevision, events: [] });
-    return firstRevision;
+    this.#announce({ ...change, revision: lastRevision, events });
+    return lastRevision;
+  }
+
+  async #catchUp(state: ClusterState, change: StateChange, from: number, to: number): Promise<void> {
+    const signal = this.#stop.signal;
+    for await (const batch of this.#store.watch({ prefix: '', fromRevision: from, signal })) {
+      applyBatch(state, batch, change);
+      if (batch.revision >= to) return;
+    }
   }
 
   async #follow(loaded: number): Promise<void> {
@@ -128,14 +148,7 @@ export class Follower {
       try {
         for await (const batch of this.#store.watch({ prefix: '', fromRevision, signal })) {
           const change = this.#state.newChange(batch.revision);
-          for (const event of batch.events) {
-            this.#state.apply(
-              event.key,
-              event.type === 'put' ? event.value : undefined,
-              event.modRevision,
-              change,
-            );
-          }
+          applyBatch(this.#state, batch, change);
           this.#state.revision = batch.revision;
           fromRevision = batch.revision + 1;
           this.#announce(change);
@@ -182,5 +195,11 @@ export class Follower {
     const due = this.#revisionWaiters.filter((waiter) => waiter.revision <= this.#state.revision);
     this.#revisionWaiters = this.#revisionWaiters.filter((waiter) => waiter.revision > this.#state.revision);
     for (const waiter of due) waiter.resolve();
+  }
+}
+
+function applyBatch(state: ClusterState, batch: WatchBatch, change: StateChange): void {
+  for (const event of batch.events) {
+    state.apply(event.key, event.type === 'put' ? event.value : undefined, event.modRevision, change);
   }
 }
