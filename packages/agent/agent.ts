@@ -118,7 +118,7 @@ export class Agent {
   async #holdSessions(): Promise<void> {
     const { linkAddress, caPem, certificatePem, keyPem } = this.#identity;
     await runSessions({
-      connect: () => connectLink({ address: linkAddress, caPem, certificatePem, keyPem }),
+      connect: (signal) => connectLink({ address: linkAddress, caPem, certificatePem, keyPem, signal }),
       onSession: async (link) => {
         const session = this.#newSession(link);
         this.#session = session;

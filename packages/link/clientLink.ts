@@ -17,6 +17,8 @@ export interface ClientLinkOptions {
   readonly keyPem: string;
   /** From the dial to the server's first word. Default 10,000. */
   readonly connectTimeoutMs?: number;
+  /** Gives up the dial; a session that is there already stays. */
+  readonly signal?: AbortSignal;
 }
 
 export class LinkSession implements AsyncIterable<ServerMessage> {
@@ -64,6 +66,8 @@ export class LinkSession implements AsyncIterable<ServerMessage> {
 
 /** Dials and waits until the server has let us in. Throws `unavailable` or `auth.invalid`, with what TLS said. */
 export async function connectLink(options: ClientLinkOptions): Promise<LinkSession> {
+  const { signal } = options;
+  signal?.throwIfAborted();
   const context = createSecureContext({
     ca: options.caPem,
     cert: options.certificatePem,
@@ -89,6 +93,9 @@ export async function connectLink(options: ClientLinkOptions): Promise<LinkSessi
   const session = new LinkStream<ServerMessage, AgentMessage>(call as unknown as LinkCall);
   const late = () =>
     new CloisterError('unavailable', `Could not connect to ${options.address}: no answer in time.`);
+  const giveUp = (): void =>
+    session.cancel(new CloisterError('unavailable', `The dial of ${options.address} was given up.`));
+  signal?.addEventListener('abort', giveUp);
   try {
     const welcome = new Promise<void>((resolve) => call.once('metadata', () => resolve()));
     const refusal = session.closed.then((error) => {
@@ -101,11 +108,14 @@ export async function connectLink(options: ClientLinkOptions): Promise<LinkSessi
     session.cancel();
     client.close();
     throw toCloisterError(error);
+  } finally {
+    signal?.removeEventListener('abort', giveUp);
   }
 }
 
 export interface RunSessionsOptions {
-  readonly connect: () => Promise<LinkSession>;
+  /** Gives up when the signal is aborted. */
+  readonly connect: (signal: AbortSignal) => Promise<LinkSession>;
   /** One session's work; its end, or its error, ends the session. */
   readonly onSession: (session: LinkSession) => Promise<void>;
   /** Why there is no session at the moment, and when the next is tried. */
@@ -129,7 +139,7 @@ export async function runSessions(options: RunSessionsOptions): Promise<void> {
     const closeNow = (): void => session?.close();
     signal.addEventListener('abort', closeNow);
     try {
-      session = await options.connect();
+      session = await options.connect(signal);
       if (signal.aborted) session.close();
       await options.onSession(session);
     } catch (error) {

@@ -1,12 +1,14 @@
 // The link as a whole: two ends in one process, over real TLS on loopback.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { createServer, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import * as tls from 'node:tls';
+import { systemClock } from '@cloister/kit/clock.ts';
 import { silentLogger } from '@cloister/kit/log.ts';
 import { CloisterError } from '@cloister/model/errors.ts';
 import { newNodeId } from '@cloister/model/ids.ts';
-import { connectLink } from './clientLink.ts';
+import { connectLink, runSessions } from './clientLink.ts';
 import type { LinkStream } from './linkStream.ts';
 import type { AgentMessage, ServerMessage, StreamFrame } from './messages.ts';
 import {
@@ -126,6 +128,30 @@ test("an agent talks to no server but its own authority's", async () => {
     connectLink({ address: link.address, caPem: foreign.certificatePem, ...identity }),
     (error: CloisterError) => error.code === 'unavailable' && /certificate/i.test(error.message),
   );
+});
+
+test('a dial that nobody answers is given up as soon as sessions are to end', {
+  timeout: 8_000,
+}, async () => {
+  const silent = createServer();
+  await once(silent.listen(0, '127.0.0.1'), 'listening');
+  const { port } = silent.address() as { port: number };
+  const identity = await nodeIdentity();
+  const closing = new AbortController();
+  const dialled = once(silent, 'connection');
+  const running = runSessions({
+    connect: (signal) =>
+      connectLink({ address: `127.0.0.1:${port}`, caPem: authority.certificatePem, ...identity, signal }),
+    onSession: async () => assert.fail('there is no session'),
+    onLost: (error) => assert.fail(`nothing was lost: ${error}`),
+    clock: systemClock,
+    signal: closing.signal,
+  });
+  const [socket] = (await dialled) as [Socket];
+  closing.abort();
+  await running;
+  socket.destroy();
+  silent.close();
 });
 
 test('the server speaks TLS 1.3 and nothing older', async () => {
