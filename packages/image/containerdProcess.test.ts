@@ -54,6 +54,7 @@ test('a socket that nobody serves any more is in nobody’s way', async (t) => {
 test('stopping it is the end of the process and of its socket, and it listens nowhere else', async (t) => {
   const folder = await temporaryFolder(t);
   const containerd = await ContainerdProcess.open({ folder });
+  t.after(() => containerd.stop()); // also when it does not stop as it should
   const sockets = (await readFile(`/proc/${containerd.pid}/net/unix`, 'utf8'))
     .split('\n')
     .filter((line) => line.includes(folder) && line.includes(' 00010000 ')); // those that listen, not their connections
