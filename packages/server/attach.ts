@@ -22,8 +22,10 @@ import { type ClientMessage, SocketChannel } from './socketChannel.ts';
 const MAX_WAIT_MS = 86_400_000;
 const EXEC_SPEC_TIMEOUT_MS = 10_000;
 const REOPEN_PAUSE_MS = 200;
-/** Streams in a row that a node that is there did not open. */
-const MAX_FAILURES = 5;
+/** A stream that lived this long was a good one. */
+const GOOD_STREAM_MS = 1_000;
+/** Streams in a row that a node that is there did not open, or ended at once without a word on how the workload did. */
+const MAX_FAILURES = 20;
 
 export interface AttachParts {
   readonly cluster: Cluster;
@@ -45,8 +47,9 @@ export async function serveAttach(
       const record = await whenStarted(parts.cluster, allocationId, channel.signal);
       if (!record) return await channel.fail('not-found', 'The allocation was removed.');
       const frames = record.nodeId && (await openAttach(parts, record, record.nodeId, stdin));
-      if (frames) failures = 0;
+      const openedAtMs = parts.cluster.clock.monotonic();
       if (frames && (await relay.run(frames)) === 'ended') return;
+      if (parts.cluster.clock.monotonic() - openedAtMs >= GOOD_STREAM_MS) failures = 0;
       // Only the agent knows whether all output was sent. What the server knows of the end is for when it cannot tell.
       const isBack = record.nodeId && (await parts.fleet.whenReady(record.nodeId, channel.signal));
       if (!isBack || failures >= MAX_FAILURES) {
